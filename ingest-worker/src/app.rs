@@ -1,0 +1,210 @@
+//! The program: settings in, a worker until a signal, a drain with a deadline, an exit code out.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use shared::amberflo::{Client, HttpTransport};
+use shared::api_key::ApiKeys;
+use shared::backend::local::{LocalOptions, LocalStore};
+use shared::backend::BackendError;
+use shared::clock::Clock;
+use shared::redrive;
+use shared::service::{self, ConfigError, EXIT_CONFIGURATION, EXIT_FAILURE, Ready};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Cli, Command, DeadLettersCommand, Settings, StreamName};
+use crate::dedup::KeyBudget;
+use crate::limiter::Limiter;
+use crate::meters::MeterBudget;
+use crate::reader::Buffer;
+use crate::shard::Common;
+use crate::submit::BodyLimit;
+use crate::worker::Worker;
+use crate::{bus, metrics};
+
+const PRUNE_INTERVAL: Duration = Duration::from_secs(30);
+/// Leases are released within this time after the drain of the shards.
+const RELEASE_TIME: Duration = Duration::from_secs(2);
+
+/// Runs the program with these arguments, the first of which is its name.
+pub async fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let code = if error.use_stderr() { EXIT_CONFIGURATION } else { 0 };
+            let _ = error.print();
+            return code.into();
+        }
+    };
+    let result = match cli.command {
+        Some(Command::DeadLetters(command)) => dead_letters(&cli.settings, command).await,
+        None => work(&cli.settings).await,
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) if is_configuration(&error) => {
+            eprintln!("ingest-worker: {error:#}");
+            EXIT_CONFIGURATION.into()
+        }
+        Err(error) => {
+            eprintln!("ingest-worker: {error:#}");
+            EXIT_FAILURE.into()
+        }
+    }
+}
+
+fn is_configuration(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.is::<ConfigError>()
+            || matches!(cause.downcast_ref::<BackendError>(), Some(BackendError::Misconfigured(_)))
+    })
+}
+
+/// The worker, from its first check to its last release.
+async fn work(settings: &Settings) -> anyhow::Result<ExitCode> {
+    settings.check()?;
+    let key_source = settings.api_key()?;
+    service::init_logs(&settings.service)?;
+    let registry = service::init_metrics("ingest-worker")?;
+    metrics::describe();
+    let mut signals = service::signals()?;
+
+    let StreamName::Local(directory) = &settings.stream;
+    let _lock = LocalStore::try_lock_worker(directory)?;
+    let store = open(settings)?;
+    let keys = ApiKeys::load(key_source).await.map_err(ConfigError)?;
+    let bus_listener = service::bind("LISTEN", settings.listen).await?;
+    let admin_listener = service::bind("ADMIN_LISTEN", settings.service.admin_listen).await?;
+    let common = common(settings, &store, keys.clone())?;
+    log_start(settings, &common);
+
+    let ready = Ready::default();
+    let worker = Worker {
+        common,
+        leases: Arc::new(store.clone()),
+        failover: settings.failover_time,
+        initial_position: settings.initial_position.resolve(Clock::system()),
+        // The lock on the directory proves it.
+        is_alone: true,
+        ready: ready.clone(),
+    };
+    let stop = CancellationToken::new();
+    // Ends after the worker: while a drain runs, /health and /metrics still answer.
+    let end = CancellationToken::new();
+    let mut servers = JoinSet::new();
+    let bus = bus::router(Arc::new(store.clone()), Clock::system());
+    servers.spawn(service::serve(bus_listener, bus, stop.clone().cancelled_owned()));
+    let admin = service::admin_router(registry.clone(), ready);
+    servers.spawn(service::serve(admin_listener, admin, end.clone().cancelled_owned()));
+    let mut background = JoinSet::new();
+    background.spawn(service::metrics_upkeep(registry));
+    background.spawn(async move { store.keep_pruned(PRUNE_INTERVAL).await });
+    let refresh = settings.api_key_refresh;
+    background.spawn(async move { keys.refresh_every(refresh).await });
+
+    let mut worker = tokio::spawn(worker.run(stop.clone()));
+    tokio::select! {
+        Some(signal) = signals.recv() => tracing::info!(signal, "draining"),
+        Some(ended) = servers.join_next() => {
+            ended.context("a server failed")?.context("a server failed")?;
+            anyhow::bail!("a server ended by itself");
+        }
+        Some(ended) = background.join_next() => anyhow::bail!("a background task ended by itself: {ended:?}"),
+        ended = &mut worker => anyhow::bail!("the worker ended by itself: {ended:?}"),
+    }
+    stop.cancel();
+    tokio::select! {
+        drained = timeout(settings.shutdown_grace + RELEASE_TIME, worker) => {
+            drained.context("the drain took longer than SHUTDOWN_GRACE")?.context("the worker failed")?;
+        }
+        Some(signal) = signals.recv() => {
+            tracing::warn!(signal, "second signal: ending at once; what is in flight is read again");
+            return Ok(EXIT_FAILURE.into());
+        }
+    }
+    end.cancel();
+    // Clients that keep a connection open do not hold the process.
+    let _ = timeout(Duration::from_millis(500), async { while servers.join_next().await.is_some() {} }).await;
+    tracing::info!("drained");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn open(settings: &Settings) -> anyhow::Result<LocalStore> {
+    let StreamName::Local(directory) = &settings.stream;
+    let options = LocalOptions {
+        retention: settings.local_retention(),
+        max_bytes: settings.local_max_bytes.as_u64(),
+        ..LocalOptions::default()
+    };
+    Ok(LocalStore::open(directory, options)?)
+}
+
+fn common(settings: &Settings, store: &LocalStore, keys: ApiKeys) -> anyhow::Result<Arc<Common>> {
+    let transport = HttpTransport::new(settings.request_timeout).context("the HTTP client cannot start")?;
+    let clock = Clock::system();
+    Ok(Arc::new(Common {
+        worker: settings.worker_id(),
+        stream_name: settings.stream.to_string(),
+        stream: Arc::new(store.clone()),
+        dead_letters: Arc::new(store.clone()),
+        client: Client::new(Box::new(transport), &settings.ingest_url(), keys.subscribe(), clock),
+        keys,
+        limiter: Limiter::new(settings.max_in_flight, settings.rate_requests_per_second),
+        body_limit: BodyLimit::default(),
+        meters: MeterBudget::new(settings.meter_hourly_budget),
+        dedup_keys: KeyBudget::new(settings.dedup_max_keys.get()),
+        buffer: Buffer::new(usize::try_from(settings.buffer_max_bytes.as_u64()).unwrap_or(usize::MAX)),
+        rules: settings.event_rules(),
+        batch: settings.batch_limits(),
+        max_in_flight: settings.max_in_flight.get() as usize,
+        dedup_window: settings.dedup_window,
+        drain: settings.shutdown_grace,
+        clock,
+    }))
+}
+
+fn log_start(settings: &Settings, common: &Common) {
+    let per_second = settings.rate_requests_per_second * settings.batch_max_events.get() as f64;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        worker = %common.worker,
+        stream = %settings.stream,
+        ingest_url = settings.ingest_url(),
+        put_events = format!("http://{}", settings.listen),
+        admin = format!("http://{}", settings.service.admin_listen),
+        events_per_second_ceiling = if per_second > 0.0 { per_second.to_string() } else { "none".to_owned() },
+        "started"
+    );
+}
+
+async fn dead_letters(settings: &Settings, command: DeadLettersCommand) -> anyhow::Result<ExitCode> {
+    let store = open(settings)?;
+    match command {
+        DeadLettersCommand::List => list(&store).await,
+        DeadLettersCommand::Redrive => {
+            let report = redrive::all(&store, &store, Clock::system().now()).await?;
+            println!("{}", serde_json::to_string(&report)?);
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+async fn list(store: &LocalStore) -> anyhow::Result<ExitCode> {
+    let mut after = 0;
+    loop {
+        let page = store.peek_dead_letters(after, 100).await?;
+        let Some((last, _)) = page.last() else {
+            return Ok(ExitCode::SUCCESS);
+        };
+        after = *last;
+        for (_, letter) in page {
+            println!("{}", serde_json::to_string(&letter)?);
+        }
+    }
+}

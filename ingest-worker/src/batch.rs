@@ -1,0 +1,284 @@
+//! Batches of one shard: records serialised once, kept as bytes, sliced when a batch must be split.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasher as _, RandomState};
+use std::io::Write as _;
+use std::mem;
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use shared::backend::{Record, SequenceNumber};
+use shared::clock::UnixMillis;
+use shared::dead_letter::DeadLetter;
+use shared::event::UsageEvent;
+use shared::meter_record;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+
+/// Chosen by `make bench`: level 1 costs about a third of the default's time for a body some 10 % larger.
+const GZIP_LEVEL: Compression = Compression::new(1);
+
+/// How large a batch may grow and how long it may wait.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchLimits {
+    /// Most records in a batch.
+    pub max_events: NonZeroUsize,
+    /// Most bytes of a request body before compression.
+    pub max_bytes: NonZeroUsize,
+    /// How long the first record waits for company.
+    pub linger: Duration,
+}
+
+/// Why a batch was sent: a metric label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trigger {
+    /// It held `max_events`.
+    Count,
+    /// The next record would have made it larger than `max_bytes`.
+    Bytes,
+    /// Its first record had waited for `linger`.
+    Linger,
+    /// The shard was being given up.
+    Drain,
+}
+
+impl Trigger {
+    /// The label's value.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Count => "count",
+            Self::Bytes => "bytes",
+            Self::Linger => "linger",
+            Self::Drain => "drain",
+        }
+    }
+}
+
+/// One record of a batch.
+pub struct Item {
+    /// Where its bytes lie in [`Batch::body`].
+    bytes: Range<usize>,
+    /// Equal for records of one meter and tenant.
+    group: u64,
+    /// The record as it arrived: what a dead letter is made of.
+    pub record: Record,
+}
+
+/// A stretch of one shard, ready to be settled as a whole: records to deliver, dead letters to store, duplicates to
+/// count. The checkpoint may pass `last` when all of it is settled.
+#[derive(Default)]
+pub struct Batch {
+    body: Vec<u8>,
+    /// The records to deliver.
+    pub items: Vec<Item>,
+    /// The records that were refused before they were sent.
+    pub letters: Vec<DeadLetter>,
+    /// The copies that were dropped.
+    pub duplicates: u64,
+    /// Events per meter.
+    pub meters: HashMap<String, u64>,
+    /// The stretch's last record, whatever became of it, and when it arrived.
+    pub last: Option<(SequenceNumber, UnixMillis)>,
+    /// When the stretch's first record arrived.
+    pub first_arrival: Option<UnixMillis>,
+    /// The dedup window's mark after this stretch.
+    pub window_mark: u64,
+    /// Holds the stretch's share of the buffer until it is settled.
+    memory: Vec<Arc<OwnedSemaphorePermit>>,
+}
+
+impl Batch {
+    /// Records of the stretch, whatever became of them.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.items.len() as u64 + self.letters.len() as u64 + self.duplicates
+    }
+
+    /// Whether the stretch holds no record.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes of all records before compression.
+    #[must_use]
+    pub fn body_bytes(&self) -> usize {
+        self.body.len() + 2
+    }
+
+    /// Bytes of a request body with these items, before compression.
+    #[must_use]
+    pub fn bytes_of(&self, items: &[usize]) -> usize {
+        items.iter().map(|&item| self.items[item].bytes.len() + 1).sum::<usize>() + 1
+    }
+
+    /// The request body for some of the items: a gzipped JSON array.
+    #[must_use]
+    pub fn gzip(&self, items: &[usize]) -> Bytes {
+        let is_whole = items.len() == self.items.len();
+        let mut encoder = GzEncoder::new(Vec::with_capacity(4096 + self.body.len() / 8), GZIP_LEVEL);
+        // Writing to a Vec cannot fail.
+        let _ = encoder.write_all(b"[");
+        if is_whole {
+            let _ = encoder.write_all(&self.body);
+        } else {
+            for (index, &item) in items.iter().enumerate() {
+                if index > 0 {
+                    let _ = encoder.write_all(b",");
+                }
+                let _ = encoder.write_all(&self.body[self.items[item].bytes.clone()]);
+            }
+        }
+        let _ = encoder.write_all(b"]");
+        encoder.finish().unwrap_or_default().into()
+    }
+
+    /// Two halves of `items`, cut between two (meter, tenant) groups where there are several.
+    #[must_use]
+    pub fn split(&self, mut items: Vec<usize>) -> (Vec<usize>, Vec<usize>) {
+        items.sort_by_key(|&item| (self.items[item].group, item));
+        let group = |index: usize| self.items[items[index]].group;
+        let middle = items.len() / 2;
+        let boundary = (1..items.len())
+            .filter(|&index| group(index - 1) != group(index))
+            .min_by_key(|index| index.abs_diff(middle));
+        let right = items.split_off(boundary.unwrap_or(middle));
+        (items, right)
+    }
+}
+
+/// Fills batches in stream order.
+pub struct Batcher {
+    limits: BatchLimits,
+    hasher: RandomState,
+    open: Batch,
+    opened_at: Option<Instant>,
+    full: VecDeque<(Batch, Trigger)>,
+    draining: bool,
+}
+
+impl Batcher {
+    /// An empty batcher.
+    #[must_use]
+    pub fn new(limits: BatchLimits) -> Self {
+        Self {
+            limits,
+            hasher: RandomState::new(),
+            open: Batch::default(),
+            opened_at: None,
+            full: VecDeque::new(),
+            draining: false,
+        }
+    }
+
+    /// Adds an event. `false`: its record alone is larger than a request may be, and it was not added.
+    #[must_use]
+    pub fn push(&mut self, event: &UsageEvent<'_>, record: &Record) -> bool {
+        let start = self.open.body.len();
+        let comma = usize::from(start > 0);
+        self.open.body.extend_from_slice(&b","[..comma]);
+        meter_record::write(event, &mut self.open.body);
+        let bytes = start + comma..self.open.body.len();
+        if bytes.len() + 2 > self.limits.max_bytes.get() {
+            self.open.body.truncate(start);
+            return false;
+        }
+        let bytes = if self.open.body_bytes() > self.limits.max_bytes.get() {
+            let serialised = self.open.body.split_off(bytes.start);
+            self.open.body.truncate(start);
+            self.close(Trigger::Bytes);
+            self.open.body = serialised;
+            0..self.open.body.len()
+        } else {
+            bytes
+        };
+        let group = self.hasher.hash_one((&event.meter_api_name, &event.tenant_id));
+        self.open.items.push(Item { bytes, group, record: record.clone() });
+        match self.open.meters.get_mut(event.meter_api_name.as_ref()) {
+            Some(count) => *count += 1,
+            None => _ = self.open.meters.insert(event.meter_api_name.to_string(), 1),
+        }
+        true
+    }
+
+    /// Adds a dead letter.
+    pub fn push_letter(&mut self, letter: DeadLetter) {
+        self.open.letters.push(letter);
+    }
+
+    /// Counts a duplicate.
+    pub fn push_duplicate(&mut self) {
+        self.open.duplicates += 1;
+    }
+
+    /// Ends the handling of `record`: the open batch now reaches up to it.
+    pub fn advance(&mut self, record: &Record, window_mark: u64, memory: &Arc<OwnedSemaphorePermit>) {
+        self.opened_at.get_or_insert_with(Instant::now);
+        self.open.last = Some((record.sequence_number.clone(), record.arrived_at));
+        self.open.first_arrival.get_or_insert(record.arrived_at);
+        self.open.window_mark = window_mark;
+        if self.open.memory.last().is_none_or(|last| !Arc::ptr_eq(last, memory)) {
+            self.open.memory.push(Arc::clone(memory));
+        }
+        let max_events = self.limits.max_events.get();
+        if self.open.items.len() >= max_events || self.open.letters.len() >= max_events {
+            self.close(Trigger::Count);
+        }
+    }
+
+    /// Whether a batch is full: no more pages until it is taken.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        !self.full.is_empty()
+    }
+
+    /// From now on everything is due at once.
+    pub fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    /// When the next batch is due; `None` while there is nothing.
+    #[must_use]
+    pub fn due_at(&self) -> Option<Instant> {
+        let opened_at = self.opened_at;
+        match self.full.front() {
+            Some(_) => Some(Instant::now()),
+            None if self.draining => opened_at,
+            None => opened_at.map(|at| at + self.limits.linger),
+        }
+    }
+
+    /// Whether the next batch holds records to deliver, so that it needs a permit.
+    #[must_use]
+    pub fn needs_permit(&self) -> bool {
+        !self.full.front().map_or(&self.open, |(batch, _)| batch).items.is_empty()
+    }
+
+    /// When the oldest record that is still here arrived.
+    #[must_use]
+    pub fn first_arrival(&self) -> Option<UnixMillis> {
+        self.full.front().map_or(&self.open, |(batch, _)| batch).first_arrival
+    }
+
+    /// The next batch in stream order; it may be empty.
+    pub fn take(&mut self) -> (Batch, Trigger) {
+        if self.full.is_empty() {
+            self.close(if self.draining { Trigger::Drain } else { Trigger::Linger });
+        }
+        self.full.pop_front().unwrap_or((Batch::default(), Trigger::Linger))
+    }
+
+    fn close(&mut self, trigger: Trigger) {
+        let batch = mem::take(&mut self.open);
+        self.opened_at = None;
+        if !batch.is_empty() {
+            self.full.push_back((batch, trigger));
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Keeps one lease: the single writer of its row, and the fence that stops deliveries before the lease can be lost.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use shared::backend::{Checkpoint, Lease, Leases};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+
+/// How long before the failover time the fence falls, at most a fifth of it. Source: the design of the KCL's leases.
+const FENCE_MARGIN: Duration = Duration::from_secs(2);
+/// Checkpoints are written at most this often.
+const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
+const RETRY_DELAY: Duration = Duration::from_millis(200);
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Says how long this worker may act for a shard.
+///
+/// Another worker may take the lease once it has seen no renewal for the failover time, so nothing is begun for the
+/// shard from a margin before that: not even by a process that was stopped meanwhile and does not know it.
+#[derive(Clone, Debug)]
+pub struct Fence(watch::Receiver<Instant>);
+
+impl Fence {
+    /// Resolves when this worker may no longer act.
+    pub async fn fallen(&self) {
+        let mut until = self.0.clone();
+        loop {
+            let deadline = *until.borrow_and_update();
+            if Instant::now() >= deadline {
+                return;
+            }
+            tokio::select! {
+                () = sleep_until(deadline) => {}
+                // A closed channel: the keeper is gone, nothing extends the fence any more.
+                Err(_) = until.changed() => return sleep_until(deadline).await,
+            }
+        }
+    }
+
+    /// Runs `work` while the fence stands; once it has fallen, `work` is dropped and this never resolves, so that
+    /// nothing after it happens. The shard task ends meanwhile.
+    pub async fn guard<T>(&self, work: impl Future<Output = T>) -> T {
+        tokio::select! {
+            biased;
+            () = self.fallen() => std::future::pending().await,
+            result = work => result,
+        }
+    }
+}
+
+/// The single writer of one lease's row.
+pub struct Keeper {
+    leases: Arc<dyn Leases>,
+    lease: Lease,
+    failover: Duration,
+    renewed_at: Instant,
+    fence: watch::Sender<Instant>,
+    checkpoint: watch::Receiver<Checkpoint>,
+}
+
+impl Keeper {
+    /// A keeper for a lease whose claim began at `claimed_at`, its fence, and where to put checkpoints.
+    #[must_use]
+    pub fn new(
+        leases: Arc<dyn Leases>,
+        lease: Lease,
+        claimed_at: Instant,
+        failover: Duration,
+    ) -> (Self, Fence, watch::Sender<Checkpoint>) {
+        let (checkpoint, checkpoints) = watch::channel(lease.checkpoint.clone());
+        let (fence, fence_receiver) = watch::channel(fence_after(claimed_at, failover));
+        let keeper = Self { leases, lease, failover, renewed_at: claimed_at, fence, checkpoint: checkpoints };
+        (keeper, Fence(fence_receiver), checkpoint)
+    }
+
+    /// Renews the lease and writes checkpoints until the lease is lost.
+    pub async fn keep(&mut self) {
+        loop {
+            let renew_at = self.renewed_at + self.failover / 3;
+            let checkpoint_at = self.renewed_at + CHECKPOINT_INTERVAL.min(self.failover / 10);
+            tokio::select! {
+                () = sleep_until(renew_at) => {}
+                Ok(()) = self.checkpoint.changed() => sleep_until(checkpoint_at).await,
+            }
+            if !self.renew().await {
+                return;
+            }
+        }
+    }
+
+    /// One write, repeated unchanged until its result is known: a repeat with another checkpoint could not be
+    /// recognised as ours if the first had landed.
+    async fn renew(&mut self) -> bool {
+        let checkpoint = self.checkpoint.borrow_and_update().clone();
+        let wanted = Lease { checkpoint, ..self.lease.clone() };
+        let deadline = *self.fence.borrow();
+        loop {
+            let started = Instant::now();
+            match timeout_at(deadline, self.leases.renew(&wanted)).await {
+                Ok(Ok(Some(row))) => {
+                    count_checkpoint("ok");
+                    self.lease = row;
+                    self.renewed_at = started;
+                    self.fence.send_replace(fence_after(started, self.failover));
+                    return true;
+                }
+                Ok(Ok(None)) => {
+                    tracing::warn!(shard = %self.lease.shard, "the lease was lost to another worker");
+                    return false;
+                }
+                Ok(Err(error)) => {
+                    count_checkpoint("error");
+                    tracing::warn!(shard = %self.lease.shard, %error, "the lease could not be renewed; trying again");
+                    sleep(RETRY_DELAY).await;
+                }
+                Err(_) => {
+                    tracing::error!(shard = %self.lease.shard, "the lease could not be renewed in time: giving it up");
+                    return false;
+                }
+            }
+        }
+    }
+
+    /// Gives the lease up with its newest checkpoint, so that another worker can take it at once.
+    pub async fn release(mut self) {
+        self.lease.checkpoint = self.checkpoint.borrow_and_update().clone();
+        let result = timeout(RELEASE_TIMEOUT, self.leases.release(&self.lease)).await;
+        if !matches!(result, Ok(Ok(()))) {
+            tracing::warn!(shard = %self.lease.shard, "the lease could not be released; it will expire");
+        }
+    }
+}
+
+fn fence_after(renewed_at: Instant, failover: Duration) -> Instant {
+    renewed_at + failover - FENCE_MARGIN.min(failover / 5)
+}
+
+fn count_checkpoint(result: &'static str) {
+    metrics::counter!("ingest_checkpoints_total", "result" => result).increment(1);
+}

@@ -1,0 +1,19 @@
+//! Moves usage events from a stream to Amberflo: deduplicated, batched, inside its limits, nothing lost.
+//!
+//! Start reading at [`shard`]: it is the path of an event. [`submit`] is what Amberflo's answers mean, [`worker`] how
+//! shards find their worker, [`bus`] how events get in when there is no AWS.
+
+pub mod app;
+pub mod backoff;
+pub mod batch;
+pub mod bus;
+pub mod config;
+pub mod dedup;
+pub mod lease;
+pub mod limiter;
+pub mod meters;
+pub mod metrics;
+pub mod reader;
+pub mod shard;
+pub mod submit;
+pub mod worker;

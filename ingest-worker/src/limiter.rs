@@ -1,0 +1,309 @@
+//! Keeps a worker's requests inside what Amberflo accepts: requests per second, requests in flight, a `Retry-After`
+//! that holds for everyone, and a pause while the key or the address is wrong.
+
+use std::num::NonZeroU32;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use governor::clock::Clock as GovernorClock;
+use governor::middleware::NoOpMiddleware;
+use governor::state::{InMemoryState, NotKeyed};
+use governor::{Quota, RateLimiter};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
+
+/// How often one batch tries whether a pause can end.
+pub const PROBE_INTERVAL: Duration = Duration::from_secs(30);
+/// The window of the concurrency limit: at most one cut, and +1 only after one without a cut.
+const WINDOW: Duration = Duration::from_secs(1);
+const CUT_ON_429: f64 = 0.5;
+const CUT_ON_FAILURE: f64 = 0.9;
+
+/// What became of a request, as far as limits care.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// 2xx.
+    Delivered,
+    /// 429, with the `Retry-After` that came with it.
+    SlowDown(Option<Duration>),
+    /// 5xx, timeout or connection failure.
+    Failed,
+    /// The key or the address is wrong.
+    Refused,
+    /// Amberflo works but does not like this request.
+    Answered,
+}
+
+/// The limits of one worker, shared by its shards.
+pub struct Limiter {
+    max_in_flight: f64,
+    account_rate: f64,
+    state: Mutex<State>,
+    /// Held by the one task that waits at the head of the queue: permits are given first come, first served.
+    turn: tokio::sync::Mutex<()>,
+    changed: Notify,
+}
+
+/// Evenly spaced requests, no bursts: any second then holds at most one more than the rate.
+struct Rate {
+    limiter: RateLimiter<NotKeyed, InMemoryState, TokioClock, NoOpMiddleware<Duration>>,
+    clock: TokioClock,
+}
+
+struct State {
+    rate: Option<Rate>,
+    concurrency: f64,
+    in_flight: u32,
+    window_ends: Instant,
+    was_cut: bool,
+    limit_reached: bool,
+    retry_after: Option<Instant>,
+    next_probe: Option<Instant>,
+    last_delivery: Option<Instant>,
+    waited: WaitTime,
+}
+
+/// The right to send one request.
+pub struct Permit {
+    limiter: Arc<Limiter>,
+}
+
+impl Limiter {
+    /// A limiter that starts at `max_in_flight` and owns the whole of the account's `rate` (requests per second; 0:
+    /// unlimited) until [`set_share`](Self::set_share) says otherwise.
+    #[must_use]
+    pub fn new(max_in_flight: NonZeroU32, rate: f64) -> Arc<Self> {
+        let max_in_flight = f64::from(max_in_flight.get());
+        Arc::new(Self {
+            max_in_flight,
+            account_rate: rate,
+            state: Mutex::new(State {
+                rate: Rate::new(rate),
+                concurrency: max_in_flight,
+                in_flight: 0,
+                window_ends: Instant::now() + WINDOW,
+                was_cut: false,
+                limit_reached: false,
+                retry_after: None,
+                next_probe: None,
+                last_delivery: None,
+                waited: WaitTime::default(),
+            }),
+            turn: tokio::sync::Mutex::new(()),
+            changed: Notify::new(),
+        })
+    }
+
+    /// Sets this worker's share of the account's rate.
+    pub fn set_share(&self, owned_shards: usize, all_shards: usize) {
+        let share = owned_shards.max(1) as f64 / all_shards.max(1) as f64;
+        self.state().rate = Rate::new(self.account_rate * share.min(1.0));
+        self.changed.notify_one();
+    }
+
+    /// Waits until a request may be sent. Cancel-safe: a dropped call takes nothing with it but its place in the queue.
+    pub async fn acquire(self: Arc<Self>) -> Permit {
+        let turn = self.turn.lock().await;
+        loop {
+            let changed = self.changed.notified();
+            let (wait, limit) = match self.try_acquire() {
+                Ok(()) => break,
+                Err(wait) => wait,
+            };
+            let started = Instant::now();
+            tokio::select! {
+                () = changed => {}
+                () = sleep_until(wait.unwrap_or(started + Duration::from_secs(3600))) => {}
+            }
+            self.state().waited.add(limit, started.elapsed());
+        }
+        drop(turn);
+        Permit { limiter: self }
+    }
+
+    /// Whether sending is paused because the key or the address is wrong.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.state().next_probe.is_some()
+    }
+
+    /// Whether nothing will be sent for a while: a pause, or a `Retry-After` that is not over.
+    #[must_use]
+    pub fn is_blocked(&self) -> bool {
+        let state = self.state();
+        state.next_probe.is_some() || state.retry_after.is_some_and(|until| until > Instant::now())
+    }
+
+    /// Lets a batch try at once whether the pause can end: the key has changed.
+    pub fn probe_now(&self) {
+        let mut state = self.state();
+        if state.next_probe.is_some() {
+            state.next_probe = Some(Instant::now());
+        }
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// When a request was last delivered.
+    #[must_use]
+    pub fn last_delivery(&self) -> Option<Instant> {
+        self.state().last_delivery
+    }
+
+    /// The present limit of requests in flight.
+    #[must_use]
+    pub fn concurrency(&self) -> u32 {
+        self.state().concurrency as u32
+    }
+
+    /// Takes a place, or says until when to wait (`None`: until something changes) and for what.
+    fn try_acquire(&self) -> Result<(), (Option<Instant>, Limit)> {
+        let now = Instant::now();
+        let mut state = self.state();
+        let state = &mut *state;
+        if let Some(until) = state.retry_after.filter(|until| *until > now) {
+            return Err((Some(until), Limit::RetryAfter));
+        }
+        if let Some(probe) = state.next_probe.filter(|probe| *probe > now) {
+            return Err((Some(probe), Limit::RetryAfter));
+        }
+        if state.in_flight >= state.concurrency as u32 {
+            state.limit_reached = true;
+            return Err((None, Limit::Concurrency));
+        }
+        if let Some(rate) = &state.rate {
+            rate.check(now).map_err(|until| (Some(until), Limit::Requests))?;
+        }
+        if let Some(probe) = &mut state.next_probe {
+            *probe = now + PROBE_INTERVAL;
+        }
+        state.in_flight += 1;
+        state.limit_reached |= state.in_flight >= state.concurrency as u32;
+        metrics::gauge!("ingest_in_flight_requests").set(state.in_flight);
+        Ok(())
+    }
+
+    fn report(&self, outcome: Outcome) {
+        let now = Instant::now();
+        let mut state = self.state();
+        self.end_window(&mut state, now);
+        match outcome {
+            Outcome::Delivered => {
+                state.last_delivery = Some(now);
+                if state.next_probe.take().is_some() {
+                    tracing::info!("Amberflo accepts requests again");
+                }
+            }
+            Outcome::SlowDown(wait) => {
+                cut(&mut state, CUT_ON_429);
+                let until = now + wait.unwrap_or_default();
+                state.retry_after = Some(state.retry_after.map_or(until, |old| old.max(until)));
+            }
+            Outcome::Failed => cut(&mut state, CUT_ON_FAILURE),
+            Outcome::Refused => {
+                if state.next_probe.is_none() {
+                    tracing::error!("sending is paused: Amberflo's answer says that the API key or the URL is wrong");
+                    state.next_probe = Some(now + PROBE_INTERVAL);
+                }
+            }
+            Outcome::Answered => {}
+        }
+        metrics::gauge!("ingest_concurrency_limit").set(state.concurrency.floor());
+    }
+
+    /// Additive increase: one more after a window that was clean and used all there was.
+    fn end_window(&self, state: &mut State, now: Instant) {
+        if now < state.window_ends {
+            return;
+        }
+        if state.limit_reached && !state.was_cut {
+            state.concurrency = (state.concurrency + 1.0).min(self.max_in_flight);
+        }
+        state.window_ends = now + WINDOW;
+        state.was_cut = false;
+        state.limit_reached = state.in_flight >= state.concurrency as u32;
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing in here panics while it holds the lock; a poisoned one is as good as new.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Permit {
+    /// Says what became of the request.
+    pub fn report(self, outcome: Outcome) {
+        self.limiter.report(outcome);
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let mut state = self.limiter.state();
+        state.in_flight -= 1;
+        metrics::gauge!("ingest_in_flight_requests").set(state.in_flight);
+        drop(state);
+        self.limiter.changed.notify_one();
+    }
+}
+
+/// Multiplicative decrease, at most once a window, never below one.
+fn cut(state: &mut State, factor: f64) {
+    if !state.was_cut {
+        state.was_cut = true;
+        state.concurrency = (state.concurrency * factor).max(1.0);
+    }
+}
+
+impl Rate {
+    /// `None` for no limit.
+    fn new(per_second: f64) -> Option<Self> {
+        if per_second <= 0.0 {
+            return None;
+        }
+        let quota = Quota::with_period(Duration::from_secs_f64(1.0 / per_second))?.allow_burst(NonZeroU32::MIN);
+        let clock = TokioClock { started: Instant::now() };
+        Some(Self { limiter: RateLimiter::direct_with_clock(quota, clock), clock })
+    }
+
+    /// Takes a cell, or says when there will be one.
+    fn check(&self, now: Instant) -> Result<(), Instant> {
+        self.limiter.check().map_err(|until| now + until.wait_time_from(self.clock.now()))
+    }
+}
+
+/// governor's own clocks do not follow tokio's paused time.
+#[derive(Clone, Copy)]
+struct TokioClock {
+    started: Instant,
+}
+
+impl GovernorClock for TokioClock {
+    type Instant = Duration;
+
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+}
+
+/// Prometheus counters of the `metrics` crate are whole numbers: fractions of a second wait here for the next one.
+#[derive(Default)]
+struct WaitTime([Duration; 3]);
+
+impl WaitTime {
+    fn add(&mut self, limit: Limit, waited: Duration) {
+        let total = &mut self.0[limit as usize];
+        *total += waited;
+        let label = ["requests", "retry_after", "concurrency"][limit as usize];
+        metrics::counter!("ingest_limiter_wait_seconds_total", "limit" => label).increment(total.as_secs());
+        *total -= Duration::from_secs(total.as_secs());
+    }
+}
+
+/// What a request waits for.
+#[derive(Clone, Copy)]
+enum Limit {
+    Requests,
+    RetryAfter,
+    Concurrency,
+}

@@ -1,0 +1,356 @@
+//! The path of an event: read, parsed, deduplicated, batched, settled, checkpointed. One task per shard.
+
+use std::collections::VecDeque;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesOrdered;
+use shared::amberflo::{ApiError, Client};
+use shared::api_key::ApiKeys;
+use shared::backend::{Checkpoint, DeadLetters, Position, Record, SequenceNumber, ShardId, Stream, WorkerId};
+use shared::clock::{Clock, UnixMillis, millis};
+use shared::dead_letter::{DeadLetter, SCHEMA_VERSION};
+use shared::event::{self, EventRules, Identity};
+use shared::reason::Reason;
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::batch::{BatchLimits, Batcher};
+use crate::dedup::{KeyBudget, Seen, Window};
+use crate::lease::Fence;
+use crate::limiter::Limiter;
+use crate::meters::MeterBudget;
+use crate::reader::{Buffer, BufferedPage, Pages};
+use crate::submit::{BodyLimit, Settled, settle};
+
+/// Arrival times are approximate on Kinesis: the rebuild of the dedup window reaches back this much further.
+pub const REBUILD_SLACK: Duration = Duration::from_secs(30);
+const TICK: Duration = Duration::from_secs(1);
+
+/// What a shard's task and its submits work with.
+pub struct ShardContext {
+    /// The shard.
+    pub shard: ShardId,
+    /// While it stands, this worker may act for the shard.
+    pub fence: Fence,
+    /// What all shards of the worker share.
+    pub common: Arc<Common>,
+    /// Submits that are waiting for better times.
+    waiting: AtomicUsize,
+}
+
+/// What all shards of a worker share.
+pub struct Common {
+    /// The name of this worker.
+    pub worker: WorkerId,
+    /// The name of the stream, for dead letters.
+    pub stream_name: String,
+    /// Where records come from.
+    pub stream: Arc<dyn Stream>,
+    /// Where records go that cannot be delivered.
+    pub dead_letters: Arc<dyn DeadLetters>,
+    /// Where records go.
+    pub client: Client,
+    /// The API key, for a refresh when it is refused.
+    pub keys: ApiKeys,
+    /// The limits of the account.
+    pub limiter: Arc<Limiter>,
+    /// The body size that Amberflo takes.
+    pub body_limit: BodyLimit,
+    /// Events per meter and hour.
+    pub meters: MeterBudget,
+    /// Keys of all dedup windows.
+    pub dedup_keys: Arc<KeyBudget>,
+    /// Memory of all shards.
+    pub buffer: Buffer,
+    /// What an event may be.
+    pub rules: EventRules,
+    /// How batches are cut.
+    pub batch: BatchLimits,
+    /// Batches of one shard that may be unsettled at a time.
+    pub max_in_flight: usize,
+    /// How long a dedup window reaches.
+    pub dedup_window: Duration,
+    /// How long a drain may take.
+    pub drain: Duration,
+    /// Wall time.
+    pub clock: Clock,
+}
+
+impl std::ops::Deref for ShardContext {
+    type Target = Common;
+
+    fn deref(&self) -> &Common {
+        &self.common
+    }
+}
+
+/// Runs the shard until the fence falls, or until `stop` asks for a drain and the drain is over.
+///
+/// `checkpoint` receives every settled position, in stream order.
+pub async fn run(shard: Arc<ShardContext>, checkpoint: &watch::Sender<Checkpoint>, stop: CancellationToken) {
+    let mut path = Path::new(Arc::clone(&shard), &checkpoint.borrow().clone());
+    let mut pages = Pages::start(Arc::clone(&shard.stream), shard.shard.clone(), path.read_from(), shard.buffer.clone());
+    let mut in_flight = FuturesOrdered::new();
+    let mut permit = pin!(Arc::clone(&shard.limiter).acquire());
+    let mut tick = interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut drain_until = None;
+
+    loop {
+        let has_room = in_flight.len() < shard.max_in_flight;
+        let due_at = path.batcher.due_at().filter(|_| has_room);
+        let needs_permit = path.batcher.needs_permit();
+        tokio::select! {
+            biased;
+            () = shard.fence.fallen() => break,
+            () = stop.cancelled(), if drain_until.is_none() => {
+                drain_until = Some(Instant::now() + shard.drain);
+                path.batcher.drain();
+            }
+            Some(settled) = in_flight.next() => match settled {
+                Ok(settled) => path.settled(settled, checkpoint),
+                Err(error) => {
+                    tracing::error!(shard = %shard.shard, %error, "a submit failed: the shard is given up and read again");
+                    break;
+                }
+            },
+            permit_for_due = async {
+                sleep_until(due_at.unwrap_or_else(Instant::now)).await;
+                if needs_permit { Some(permit.as_mut().await) } else { None }
+            }, if due_at.is_some() => {
+                if permit_for_due.is_some() {
+                    permit.set(Arc::clone(&shard.limiter).acquire());
+                }
+                let batch = path.take_batch();
+                let submit = tokio::spawn(settle(Arc::clone(&shard), batch, permit_for_due));
+                in_flight.push_back(AbortOnDropHandle::new(submit));
+            }
+            Some(page) = pages.next(), if !path.batcher.is_full() && drain_until.is_none() => path.take_page(&page),
+            _ = tick.tick() => path.observe(),
+        }
+        if let Some(until) = drain_until {
+            let is_done = in_flight.is_empty() && path.batcher.due_at().is_none();
+            let is_stuck = shard.limiter.is_blocked() || (!in_flight.is_empty() && shard.waiting() == in_flight.len());
+            if is_done || is_stuck || Instant::now() >= until {
+                break;
+            }
+        }
+    }
+}
+
+/// The state of the path; nothing in it waits.
+struct Path {
+    shard: Arc<ShardContext>,
+    window: Window,
+    batcher: Batcher,
+    /// Records up to here were settled by an earlier owner: they only fill the window.
+    rebuild_until: Option<SequenceNumber>,
+    rebuild_from: Position,
+    started: Instant,
+    read: u64,
+    settled: u64,
+    millis_behind_latest: i64,
+    first_arrivals: VecDeque<UnixMillis>,
+}
+
+impl Path {
+    fn new(shard: Arc<ShardContext>, checkpoint: &Checkpoint) -> Self {
+        let reach = millis(shard.dedup_window + REBUILD_SLACK);
+        let (rebuild_from, rebuild_until) = match checkpoint {
+            Checkpoint::Start(position) => (position.clone(), None),
+            Checkpoint::Settled { sequence_number, arrived_at } => {
+                (Position::AtTime(arrived_at - reach), Some(sequence_number.clone()))
+            }
+        };
+        Self {
+            window: Window::new(shard.dedup_window, Arc::clone(&shard.dedup_keys)),
+            batcher: Batcher::new(shard.batch),
+            rebuild_until,
+            rebuild_from,
+            started: Instant::now(),
+            read: 0,
+            settled: 0,
+            millis_behind_latest: 0,
+            first_arrivals: VecDeque::new(),
+            shard,
+        }
+    }
+
+    fn read_from(&self) -> Position {
+        self.rebuild_from.clone()
+    }
+
+    fn take_page(&mut self, page: &BufferedPage) {
+        self.millis_behind_latest = page.page.millis_behind_latest;
+        let mut read = 0;
+        for record in &page.page.records {
+            if self.rebuild_until.as_ref().is_some_and(|until| record.sequence_number <= *until) {
+                self.remember(record);
+                continue;
+            }
+            self.end_rebuild();
+            self.take_record(record);
+            self.batcher.advance(record, self.window.mark(), &page.memory);
+            read += 1;
+        }
+        if page.page.records.is_empty() && page.page.millis_behind_latest == 0 {
+            self.end_rebuild();
+        }
+        self.read += read;
+        metrics::counter!("ingest_records_read_total").increment(read);
+    }
+
+    fn take_record(&mut self, record: &Record) {
+        let event = match event::parse(record, &self.shard.shard, &self.shard.rules) {
+            Ok(event) => event,
+            Err(rejection) => {
+                let letter = self.shard.letter(record, rejection.reason, rejection.detail, rejection.identity);
+                return self.batcher.push_letter(letter);
+            }
+        };
+        match self.window.insert(&event, record.arrived_at) {
+            Seen::Duplicate => self.batcher.push_duplicate(),
+            Seen::Conflict => {
+                let detail = "another event with this idempotency key and other contents came before".to_owned();
+                self.batcher.push_letter(self.shard.letter(record, Reason::Conflict, detail, event.identity()));
+            }
+            Seen::New => {
+                if !self.batcher.push(&event, record) {
+                    let detail = format!("its record alone exceeds BATCH_MAX_BYTES={}", self.shard.batch.max_bytes);
+                    self.batcher.push_letter(self.shard.letter(record, Reason::Oversized, detail, event.identity()));
+                }
+            }
+        }
+    }
+
+    /// Rebuild: the record was settled by an earlier owner of the shard.
+    fn remember(&mut self, record: &Record) {
+        if let Ok(event) = event::parse(record, &self.shard.shard, &self.shard.rules) {
+            self.window.insert(&event, record.arrived_at);
+            self.window.settle(self.window.mark());
+        }
+        metrics::counter!("ingest_dedup_rebuild_records_total").increment(1);
+    }
+
+    fn end_rebuild(&mut self) {
+        if self.rebuild_until.take().is_some() {
+            let took = self.started.elapsed();
+            metrics::histogram!("ingest_dedup_rebuild_seconds").record(took.as_secs_f64());
+            tracing::info!(shard = %self.shard.shard, keys = self.window.len(), ?took, "dedup window rebuilt");
+        }
+    }
+
+    fn take_batch(&mut self) -> crate::batch::Batch {
+        let (batch, trigger) = self.batcher.take();
+        self.first_arrivals.push_back(batch.first_arrival.unwrap_or(UnixMillis::MAX));
+        if !batch.items.is_empty() {
+            metrics::counter!("ingest_batches_total", "trigger" => trigger.as_str()).increment(1);
+            metrics::histogram!("ingest_batch_events").record(batch.items.len() as f64);
+            metrics::histogram!("ingest_batch_bytes").record(batch.body_bytes() as f64);
+        }
+        batch
+    }
+
+    /// The oldest batch in flight is settled: the checkpoint may follow.
+    fn settled(&mut self, settled: Settled, checkpoint: &watch::Sender<Checkpoint>) {
+        self.first_arrivals.pop_front();
+        self.window.settle(settled.window_mark);
+        self.settled += settled.delivered + settled.dead_lettered + settled.duplicates;
+        count("delivered", settled.delivered);
+        count("dead_lettered", settled.dead_lettered);
+        count("duplicate", settled.duplicates);
+        if let Some((sequence_number, arrived_at)) = settled.last {
+            checkpoint.send_replace(Checkpoint::Settled { sequence_number, arrived_at });
+        }
+    }
+
+    fn observe(&self) {
+        let shard = self.shard.shard.to_string();
+        let oldest = self.first_arrivals.front().copied().or_else(|| self.batcher.first_arrival());
+        let age = oldest.map_or(Duration::ZERO, |arrival| self.shard.clock.since(arrival));
+        metrics::gauge!("ingest_oldest_unsettled_seconds", "shard" => shard.clone()).set(age.as_secs_f64());
+        let lag = Duration::from_millis(self.millis_behind_latest.try_into().unwrap_or_default()).max(age);
+        metrics::gauge!("ingest_shard_lag_seconds", "shard" => shard).set(lag.as_secs_f64());
+        metrics::gauge!("ingest_dedup_keys").set(self.shard.dedup_keys.used() as f64);
+    }
+
+}
+
+impl Drop for Path {
+    /// What was read and not settled goes back to the stream: the next owner reads it again.
+    fn drop(&mut self) {
+        count("released", self.read - self.settled);
+        for name in ["ingest_oldest_unsettled_seconds", "ingest_shard_lag_seconds"] {
+            metrics::gauge!(name, "shard" => self.shard.shard.to_string()).set(0.0);
+        }
+    }
+}
+
+fn count(outcome: &'static str, events: u64) {
+    metrics::counter!("ingest_events_total", "outcome" => outcome).increment(events);
+}
+
+impl ShardContext {
+    /// The context of one shard.
+    #[must_use]
+    pub fn new(shard: ShardId, fence: Fence, common: Arc<Common>) -> Self {
+        Self { shard, fence, common, waiting: AtomicUsize::new(0) }
+    }
+
+    /// Runs `wait` inside the fence, and counts this submit as one that makes no progress meanwhile.
+    pub async fn waiting_for<T>(&self, wait: impl Future<Output = T>) -> T {
+        struct Waiting<'a>(&'a AtomicUsize);
+        impl Drop for Waiting<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let _waiting = Waiting(&self.waiting);
+        self.fence.guard(wait).await
+    }
+
+    fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// The dead letter of a record that Amberflo refused. The event is read anew: parsing is pure.
+    #[must_use]
+    pub fn refused(&self, record: &Record, reason: Reason, error: &ApiError) -> DeadLetter {
+        let identity = event::parse(record, &self.shard, &self.rules).map(|event| event.identity()).unwrap_or_default();
+        DeadLetter {
+            amberflo_status: error.status.map(|status| status.as_u16()),
+            amberflo_answer: Some(error.answer.clone()),
+            ..self.letter(record, reason, error.to_string(), identity)
+        }
+    }
+
+    fn letter(&self, record: &Record, reason: Reason, detail: String, identity: Identity) -> DeadLetter {
+        DeadLetter {
+            schema_version: SCHEMA_VERSION,
+            reason: reason.to_string(),
+            detail,
+            payload: record.data.clone(),
+            partition_key: record.partition_key.clone(),
+            stream: self.stream_name.clone(),
+            shard: self.shard.to_string(),
+            sequence_number: record.sequence_number.to_string(),
+            arrived_at: record.arrived_at,
+            tenant_id: identity.tenant_id,
+            meter_api_name: identity.meter_api_name,
+            unique_id: identity.unique_id,
+            meter_time_in_millis: identity.meter_time,
+            redrive_count: identity.redrive_count,
+            amberflo_status: None,
+            amberflo_answer: None,
+            worker: self.worker.to_string(),
+            dead_lettered_at: self.clock.now(),
+        }
+    }
+}

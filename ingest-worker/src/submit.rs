@@ -1,0 +1,257 @@
+//! Settles one batch: every record delivered, or stored as a dead letter with its reason.
+//!
+//! This is the whole table of what Amberflo's answers mean. Nothing here gives up: a batch ends settled, or its task
+//! is dropped because the shard now belongs to another worker, which will read the same records again.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::StatusCode;
+use shared::amberflo::{ApiError, Decision, Ingested};
+use shared::backend::SequenceNumber;
+use shared::clock::UnixMillis;
+use shared::dead_letter::DeadLetter;
+use shared::reason::Reason;
+use tokio::time::{Instant, sleep};
+
+use crate::backoff::Backoff;
+use crate::batch::Batch;
+use crate::limiter::{Outcome, Permit};
+use crate::shard::ShardContext;
+
+/// A batch that has failed for this long while others were delivered is searched for the record that breaks it.
+const UNCONFIRMED_AFTER: Duration = Duration::from_secs(30 * 60);
+/// "While others were delivered" means: one of them within this time.
+const OTHERS_WITHIN: Duration = Duration::from_secs(5 * 60);
+/// How often a part of such a batch must fail before it is split further.
+const UNCONFIRMED_ATTEMPTS: u32 = 3;
+/// How long a part may be refused with 403 alone before that counts as everybody's problem again.
+const SUSPECT_PATIENCE: Duration = Duration::from_secs(30);
+
+/// What became of a batch.
+#[derive(Debug)]
+pub struct Settled {
+    /// The last record of its stretch: the checkpoint may go here.
+    pub last: Option<(SequenceNumber, UnixMillis)>,
+    /// The dedup window's mark after the stretch.
+    pub window_mark: u64,
+    /// Records that Amberflo took.
+    pub delivered: u64,
+    /// Records that were stored as dead letters.
+    pub dead_lettered: u64,
+    /// Copies that were dropped.
+    pub duplicates: u64,
+}
+
+/// Delivers the batch's records, starting with `permit`, and stores its dead letters.
+pub async fn settle(shard: Arc<ShardContext>, mut batch: Batch, permit: Option<Permit>) -> Settled {
+    let mut letters = std::mem::take(&mut batch.letters);
+    let refused = deliver(&shard, &batch, permit).await;
+    let delivered = (batch.items.len() - refused.len()) as u64;
+    shard.meters.count(&batch.meters, shard.clock.now());
+    letters.extend(refused);
+    if !letters.is_empty() {
+        store(&shard, &letters).await;
+    }
+    for letter in &letters {
+        metrics::counter!("ingest_dead_letters_total", "reason" => letter.reason.clone()).increment(1);
+    }
+    Settled {
+        last: batch.last.clone(),
+        window_mark: batch.window_mark,
+        delivered,
+        dead_lettered: letters.len() as u64,
+        duplicates: batch.duplicates,
+    }
+}
+
+/// Some of a batch's records, sent as one request.
+#[derive(Default)]
+struct Parcel {
+    items: Vec<usize>,
+    body: Option<Bytes>,
+    backoff: Backoff,
+    /// It was sent once more because the answer counted fewer records than it holds.
+    was_resent: bool,
+    /// It is part of a batch that fails while others succeed: soon the blame is its own.
+    is_suspect: bool,
+    failures: u32,
+    first_failure: Option<Instant>,
+    first_refusal: Option<Instant>,
+}
+
+impl Parcel {
+    fn new(items: Vec<usize>) -> Self {
+        Self { items, ..Self::default() }
+    }
+}
+
+/// Sends every record of the batch; answers the dead letters of those that Amberflo will not take.
+async fn deliver(shard: &ShardContext, batch: &Batch, mut first_permit: Option<Permit>) -> Vec<DeadLetter> {
+    let mut letters = Vec::new();
+    let mut parcels = Vec::new();
+    if !batch.items.is_empty() {
+        parcels.push(Parcel::new((0..batch.items.len()).collect()));
+    }
+    while let Some(mut parcel) = parcels.pop() {
+        if parcel.items.len() > 1 && batch.bytes_of(&parcel.items) > shard.body_limit.current() {
+            split(batch, parcel, &mut parcels);
+            continue;
+        }
+        let permit = match first_permit.take() {
+            Some(permit) => permit,
+            None => shard.fence.guard(Arc::clone(&shard.limiter).acquire()).await,
+        };
+        let body = parcel.body.get_or_insert_with(|| batch.gzip(&parcel.items)).clone();
+        metrics::histogram!("ingest_batch_compressed_bytes").record(body.len() as f64);
+        let started = Instant::now();
+        let error = match shard.fence.guard(shard.client.ingest(body)).await {
+            Ok(answer) => {
+                permit.report(Outcome::Delivered);
+                if is_short(&answer, &parcel) && !parcel.was_resent {
+                    parcel.was_resent = true;
+                    parcels.push(parcel);
+                    continue;
+                }
+                delivered(shard, batch, &parcel, &answer);
+                continue;
+            }
+            Err(error) => error,
+        };
+        if error.decision == Decision::Split {
+            shard.body_limit.refused(batch.bytes_of(&parcel.items));
+        }
+        match next_step(shard, &mut parcel, &error, started, permit).await {
+            Next::Again => parcels.push(parcel),
+            Next::Divide(_) if parcel.items.len() > 1 => split(batch, parcel, &mut parcels),
+            Next::Divide(reason) => {
+                letters.push(shard.refused(&batch.items[parcel.items[0]].record, reason, &error));
+            }
+        }
+    }
+    letters
+}
+
+/// What to do with a parcel that failed.
+enum Next {
+    /// Send the same bytes again.
+    Again,
+    /// Split it; a single record becomes a dead letter with this reason.
+    Divide(Reason),
+}
+
+async fn next_step(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError, started: Instant, permit: Permit) -> Next {
+    tracing::debug!(shard = %shard.shard, records = parcel.items.len(), %error, decision = ?error.decision, "not delivered");
+    let others_since = |then: Instant| shard.limiter.last_delivery().is_some_and(|last| last > then);
+    match error.decision {
+        Decision::Isolate | Decision::Split => {
+            permit.report(Outcome::Answered);
+            let is_too_large = error.decision == Decision::Split;
+            Next::Divide(if is_too_large { Reason::Oversized } else { Reason::Rejected })
+        }
+        Decision::SlowDown(wait) => {
+            permit.report(Outcome::SlowDown(wait));
+            shard.waiting_for(sleep(wait.unwrap_or_else(|| parcel.backoff.next_delay()))).await;
+            Next::Again
+        }
+        Decision::Backoff => {
+            permit.report(Outcome::Failed);
+            parcel.failures += 1;
+            let since = *parcel.first_failure.get_or_insert(started);
+            let is_alone = match parcel.is_suspect {
+                true => parcel.failures >= UNCONFIRMED_ATTEMPTS,
+                false => since.elapsed() >= UNCONFIRMED_AFTER && others_since(Instant::now() - OTHERS_WITHIN),
+            };
+            if is_alone && others_since(since) {
+                tracing::warn!(shard = %shard.shard, records = parcel.items.len(), %error, "failing alone: dividing it");
+                return Next::Divide(Reason::Unconfirmed);
+            }
+            shard.waiting_for(sleep(parcel.backoff.next_delay())).await;
+            Next::Again
+        }
+        Decision::Pause => {
+            let since = *parcel.first_refusal.get_or_insert(started);
+            let is_forbidden = error.status == Some(StatusCode::FORBIDDEN);
+            if is_forbidden && others_since(since) {
+                permit.report(Outcome::Answered);
+                return Next::Divide(Reason::Rejected);
+            }
+            if is_forbidden && parcel.is_suspect && since.elapsed() < SUSPECT_PATIENCE {
+                permit.report(Outcome::Answered);
+                shard.waiting_for(sleep(parcel.backoff.next_delay())).await;
+                return Next::Again;
+            }
+            tracing::error!(shard = %shard.shard, %error, "Amberflo refuses us; nothing is lost, nothing is sent");
+            permit.report(Outcome::Refused);
+            if shard.fence.guard(shard.keys.refresh()).await {
+                shard.limiter.probe_now();
+            }
+            Next::Again
+        }
+    }
+}
+
+/// Puts both halves of a parcel on the stack. Halves of a parcel that failed while others succeeded are suspects.
+fn split(batch: &Batch, parcel: Parcel, parcels: &mut Vec<Parcel>) {
+    let is_suspect = parcel.is_suspect || parcel.first_failure.is_some() || parcel.first_refusal.is_some();
+    let (left, right) = batch.split(parcel.items);
+    parcels.push(Parcel { is_suspect, ..Parcel::new(right) });
+    parcels.push(Parcel { is_suspect, ..Parcel::new(left) });
+}
+
+fn is_short(answer: &Ingested, parcel: &Parcel) -> bool {
+    answer.records.is_some_and(|records| records < parcel.items.len() as u64)
+}
+
+fn delivered(shard: &ShardContext, batch: &Batch, parcel: &Parcel, answer: &Ingested) {
+    if is_short(answer, parcel) {
+        metrics::counter!("amberflo_count_mismatches_total").increment(1);
+        let position = |item: Option<&usize>| item.map(|&item| batch.items[item].record.sequence_number.to_string());
+        tracing::error!(
+            shard = %shard.shard,
+            first = position(parcel.items.iter().min()),
+            last = position(parcel.items.iter().max()),
+            sent = parcel.items.len(),
+            counted = answer.records,
+            "Amberflo counted fewer records than were sent, twice: compare its usage for this stretch"
+        );
+    }
+    let latency = metrics::histogram!("ingest_delivery_latency_seconds");
+    let now = shard.clock.now();
+    let arrival = |item: &usize| batch.items[*item].record.arrived_at;
+    for run in parcel.items.chunk_by(|a, b| arrival(a) == arrival(b)) {
+        latency.record_many((now - arrival(&run[0])).max(0) as f64 / 1000.0, run.len());
+    }
+}
+
+/// Stores the letters, for as long as it takes.
+async fn store(shard: &ShardContext, letters: &[DeadLetter]) {
+    let mut backoff = Backoff::default();
+    while let Err(error) = shard.fence.guard(shard.dead_letters.send(letters)).await {
+        tracing::error!(shard = %shard.shard, %error, letters = letters.len(), "dead letters could not be stored");
+        shard.waiting_for(sleep(backoff.next_delay())).await;
+    }
+}
+
+/// The size of a request body that Amberflo takes, learnt from its 413s.
+#[derive(Debug, Default)]
+pub struct BodyLimit(Mutex<Option<(usize, Instant)>>);
+
+impl BodyLimit {
+    /// How long a refusal is remembered; then a full batch tries again.
+    const MEMORY: Duration = Duration::from_secs(600);
+
+    /// The most bytes to send before compression.
+    #[must_use]
+    pub fn current(&self) -> usize {
+        let known = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.filter(|(_, at)| at.elapsed() < Self::MEMORY).map_or(usize::MAX, |(bytes, _)| bytes)
+    }
+
+    /// A body of `bytes` was refused: half of it may pass.
+    pub fn refused(&self, bytes: usize) {
+        let smaller = self.current().min((bytes / 2).max(1));
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((smaller, Instant::now()));
+    }
+}

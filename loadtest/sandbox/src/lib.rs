@@ -1,0 +1,232 @@
+//! A stand-in for Amberflo's ingest endpoint: its rules, its deduplication, and faults on demand.
+//!
+//! It shares no code with the client it is used to test, so that a misreading of Amberflo's contract in one of them is
+//! not repeated in the other. It is meant for tests (in process, through [`Sandbox::router`]), demos and load runs
+//! (over a socket, through [`serve`]), and keeps an exact ledger of what it would have billed.
+
+mod admin;
+mod armed;
+mod faults;
+mod human;
+mod ingest;
+mod ledger;
+mod record;
+mod report;
+mod stats;
+
+use std::collections::BTreeSet;
+use std::io;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use axum::Router;
+use axum::routing::{get, post};
+use axum::serve::ListenerExt as _;
+use tokio::net::TcpListener;
+use tokio::time::Instant;
+
+use armed::Armed;
+pub use faults::{Faults, InvalidFault, Latency, Poison, RetryAfterFormat, Trigger};
+use ledger::Ledger;
+pub use report::{DoubleBilled, LedgerLine, LedgerSnapshot, StoredRecord, Total};
+use stats::Journal;
+pub use stats::{LoggedRequest, Stats};
+
+/// How long [`serve`] lets open requests finish once its shutdown future completes.
+pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
+
+/// What a [`Sandbox`] is made with. Everything that may change while it runs is in [`Faults`].
+#[derive(Clone, Debug)]
+pub struct SandboxConfig {
+    /// The values of `X-API-KEY` that are accepted, unless [`Faults::valid_keys`] replaces them.
+    pub api_keys: BTreeSet<String>,
+    /// Keep every billed record whole. Without it only hashes are kept (some 80 bytes an event), and
+    /// [`Sandbox::records`] and [`Sandbox::absorbed_copies`] stay empty.
+    pub keep_records: bool,
+    /// How many events deduplication remembers, the oldest leaving first; `None` remembers for ever. A forgotten event
+    /// also leaves the audit of events billed more than once.
+    pub max_remembered: Option<NonZeroUsize>,
+    /// How many of the latest requests the request log holds.
+    pub request_log: usize,
+    /// The wall time at which the sandbox starts, used in HTTP-date answers and advanced by tokio's clock, so that it
+    /// follows paused time. `None` takes the machine's.
+    pub started_at: Option<SystemTime>,
+}
+
+impl Default for SandboxConfig {
+    /// One key, `sandbox-key`; records kept; remembered for ever; a log of 10,000 requests.
+    fn default() -> Self {
+        Self {
+            api_keys: BTreeSet::from(["sandbox-key".to_owned()]),
+            keep_records: true,
+            max_remembered: None,
+            request_log: 10_000,
+            started_at: None,
+        }
+    }
+}
+
+/// A handle to one sandbox; clones share it.
+#[derive(Clone, Debug)]
+pub struct Sandbox {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    config: SandboxConfig,
+    origin: Instant,
+    started_at: SystemTime,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    ledger: Ledger,
+    journal: Journal,
+    armed: Armed,
+}
+
+impl Sandbox {
+    /// A sandbox with an empty ledger and no faults.
+    #[must_use]
+    pub fn new(config: SandboxConfig) -> Self {
+        let state = State {
+            ledger: Ledger::new(config.keep_records, config.max_remembered),
+            journal: Journal::new(config.request_log),
+            armed: Armed::new(Faults::default()),
+        };
+        let started_at = config.started_at.unwrap_or_else(machine_time);
+        let shared = Shared { config, origin: Instant::now(), started_at, state: Mutex::new(state) };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// `POST /ingest`, `GET /health` and the admin endpoints under `/sandbox`.
+    pub fn router(&self) -> Router {
+        Router::new()
+            .route("/ingest", post(ingest::ingest))
+            .route("/health", get(|| async { "ok" }))
+            .nest("/sandbox", admin::routes())
+            .with_state(self.clone())
+    }
+
+    /// Replaces all faults, restarts their random sequence from [`Faults::seed`] and re-arms their counts.
+    ///
+    /// # Errors
+    /// A value outside its allowed range; the faults in force are then unchanged.
+    pub fn set_faults(&self, faults: Faults) -> Result<(), InvalidFault> {
+        faults.check()?;
+        self.lock().armed = Armed::new(faults);
+        Ok(())
+    }
+
+    /// The faults as they were set (counts as set, not as left).
+    #[must_use]
+    pub fn faults(&self) -> Faults {
+        self.lock().armed.faults().clone()
+    }
+
+    /// What has been billed so far, by customer and meter.
+    #[must_use]
+    pub fn ledger(&self) -> LedgerSnapshot {
+        self.lock().ledger.snapshot(None, None)
+    }
+
+    /// Every billed record in order of acceptance. Empty unless [`SandboxConfig::keep_records`].
+    #[must_use]
+    pub fn records(&self) -> Vec<StoredRecord> {
+        self.lock().ledger.records().to_vec()
+    }
+
+    /// Events billed more than once: the same customer, meter and `uniqueId` with differing attributes. Sorted; at most
+    /// 1,000,000 of them are named, [`LedgerSnapshot::billed_again`] counts all. Works without kept records.
+    #[must_use]
+    pub fn billed_more_than_once(&self) -> Vec<DoubleBilled> {
+        self.lock().ledger.double_billed()
+    }
+
+    /// The `uniqueId`s of which identical copies were absorbed, with the number of copies beyond the first, in order of
+    /// first acceptance. Empty unless [`SandboxConfig::keep_records`].
+    #[must_use]
+    pub fn absorbed_copies(&self) -> Vec<(String, u64)> {
+        let state = self.lock();
+        let absorbed = state.ledger.records().iter().filter(|record| record.copies > 0);
+        absorbed.filter_map(|record| Some((record.unique_id.clone()?, record.copies))).collect()
+    }
+
+    /// Counts of requests and of what went wrong with them.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.lock().journal.stats().clone()
+    }
+
+    /// The latest requests in the order in which they ended, up to [`SandboxConfig::request_log`].
+    #[must_use]
+    pub fn requests(&self) -> Vec<LoggedRequest> {
+        self.lock().journal.requests().cloned().collect()
+    }
+
+    /// Empties ledger, statistics and request log, and re-arms the faults as [`Sandbox::set_faults`] does. Requests in
+    /// progress stay counted as in flight.
+    pub fn reset(&self) {
+        let mut state = self.lock();
+        state.ledger = Ledger::new(self.shared.config.keep_records, self.shared.config.max_remembered);
+        state.journal.reset();
+        state.armed = Armed::new(state.armed.faults().clone());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Time since the sandbox was made, by tokio's clock.
+    fn elapsed(&self) -> Duration {
+        self.shared.origin.elapsed()
+    }
+
+    /// Wall time that follows tokio's clock.
+    fn wall_time(&self) -> SystemTime {
+        self.shared.started_at + self.elapsed()
+    }
+}
+
+/// Serves the sandbox until `shutdown` completes, then gives open requests [`SHUTDOWN_GRACE`]: a request held by a hang
+/// would otherwise keep the server for an hour.
+///
+/// # Errors
+/// What the listener reports.
+pub async fn serve(
+    listener: TcpListener,
+    sandbox: Sandbox,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()> {
+    let (stopping, stopped) = tokio::sync::oneshot::channel();
+    let shutdown = async move {
+        shutdown.await;
+        // The receiver is gone only when the server has already ended.
+        let _ = stopping.send(());
+    };
+    // Without this a keep-alive client pays for delayed acknowledgements on every answer.
+    let listener = listener.tap_io(|io| {
+        if let Err(error) = io.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY not set");
+        }
+    });
+    let server = axum::serve(listener, sandbox.router()).with_graceful_shutdown(shutdown);
+    let deadline = async {
+        match stopped.await {
+            Ok(()) => tokio::time::sleep(SHUTDOWN_GRACE).await,
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        ended = server.into_future() => ended,
+        () = deadline => Ok(()),
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the sandbox's only reading of wall time; tests give their own")]
+fn machine_time() -> SystemTime {
+    SystemTime::now()
+}

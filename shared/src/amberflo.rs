@@ -1,0 +1,327 @@
+//! The Amberflo client. Its errors carry the decision about what to do next.
+//!
+//! Facts about the API come from Amberflo's public documentation and SDKs; answers are treated as opaque beyond them.
+
+use std::fmt;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderMap, HeaderName, Request, Response, StatusCode};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::api_key::ApiKey;
+use crate::clock::Clock;
+
+/// A `Retry-After` counts for at most this long.
+pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
+
+const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+/// An answer to ingestion is a line; anything longer is cut, never buffered.
+const MAX_ANSWER_BYTES: usize = 64 * 1024;
+/// How much of an answer goes into errors and dead letters.
+const EXCERPT_CHARS: usize = 500;
+
+/// One HTTP exchange in bytes: the seam between the client and the network.
+///
+/// Implementations follow no redirects, bound the answer's size and give up after their timeout.
+#[async_trait]
+pub trait Transport: Send + Sync {
+    /// Sends the request and reads the whole answer.
+    async fn exchange(&self, request: Request<Bytes>) -> Result<Response<Bytes>, TransportError>;
+}
+
+/// Why there was no answer. The request may have been carried out all the same.
+#[derive(Debug, thiserror::Error)]
+pub enum TransportError {
+    /// Nothing came back in time.
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+    /// The connection failed, or broke before the answer was complete.
+    #[error("connection failed: {0}")]
+    Connect(String),
+}
+
+/// What to do after a failed request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// The service is failing: try the same again, later, for ever.
+    Backoff,
+    /// We are too fast: everyone waits (this long, if it was said), then the same again.
+    SlowDown(Option<Duration>),
+    /// Something in this request is wrong: find the record.
+    Isolate,
+    /// The request is too large: split it.
+    Split,
+    /// The key or the address is wrong: nobody sends until that is mended.
+    Pause,
+}
+
+/// A request that did not succeed.
+#[derive(Clone, Debug)]
+pub struct ApiError {
+    /// The answer's status; `None` when no answer came.
+    pub status: Option<StatusCode>,
+    /// The beginning of the answer, or what happened instead of one.
+    pub answer: String,
+    /// What to do.
+    pub decision: Decision,
+}
+
+impl fmt::Display for ApiError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.status {
+            Some(status) => write!(f, "Amberflo answered {status}: {}", self.answer),
+            None => f.write_str(&self.answer),
+        }
+    }
+}
+
+impl std::error::Error for ApiError {}
+
+/// A 2xx answer to an ingest call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ingested {
+    /// How many records Amberflo says it took; `None` where the answer has another form.
+    pub records: Option<u64>,
+}
+
+/// Talks to one Amberflo account.
+pub struct Client {
+    transport: Box<dyn Transport>,
+    ingest_url: String,
+    key: watch::Receiver<ApiKey>,
+    clock: Clock,
+}
+
+impl Client {
+    /// A client for the ingest endpoint below `ingest_base_url`, using the newest key that `key` shows.
+    #[must_use]
+    pub fn new(transport: Box<dyn Transport>, ingest_base_url: &str, key: watch::Receiver<ApiKey>, clock: Clock) -> Self {
+        let ingest_url = format!("{}/ingest", ingest_base_url.trim_end_matches('/'));
+        Self { transport, ingest_url, key, clock }
+    }
+
+    /// Sends a gzipped JSON array of records.
+    ///
+    /// # Errors
+    /// An [`ApiError`] for every answer but a 2xx that Amberflo can have sent.
+    pub async fn ingest(&self, gzipped: Bytes) -> Result<Ingested, ApiError> {
+        let mut request = Request::new(gzipped);
+        *request.method_mut() = http::Method::POST;
+        *request.uri_mut() = self.ingest_url.parse().map_err(|error| ApiError {
+            status: None,
+            answer: format!("invalid ingest URL: {error}"),
+            decision: Decision::Pause,
+        })?;
+        let key = self.key.borrow().header();
+        let headers = request.headers_mut();
+        headers.insert(API_KEY, key);
+        headers.insert(CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
+        headers.insert(CONTENT_ENCODING, http::HeaderValue::from_static("gzip"));
+        let answer = self.exchange("ingest", request).await?;
+        Ok(Ingested { records: leading_number(answer.body()) })
+    }
+
+    async fn exchange(&self, operation: &'static str, request: Request<Bytes>) -> Result<Response<Bytes>, ApiError> {
+        let started = Instant::now();
+        let result = self.transport.exchange(request).await;
+        let outcome = match &result {
+            Ok(answer) if answer.status() == StatusCode::TOO_MANY_REQUESTS => "429",
+            Ok(answer) if answer.status().is_success() => "2xx",
+            Ok(answer) if answer.status().is_server_error() => "5xx",
+            Ok(_) => "4xx",
+            Err(TransportError::Timeout(_)) => "timeout",
+            Err(TransportError::Connect(_)) => "connect",
+        };
+        metrics::counter!("amberflo_requests_total", "operation" => operation, "outcome" => outcome).increment(1);
+        metrics::histogram!("amberflo_request_duration_seconds", "operation" => operation)
+            .record(started.elapsed().as_secs_f64());
+        let answer = result.map_err(|error| ApiError {
+            status: None,
+            answer: error.to_string(),
+            decision: Decision::Backoff,
+        })?;
+        let decision = match decide(&answer, self.clock) {
+            None => return Ok(answer),
+            Some(decision) => decision,
+        };
+        let text = String::from_utf8_lossy(answer.body());
+        Err(ApiError {
+            status: Some(answer.status()),
+            answer: text.chars().take(EXCERPT_CHARS).collect(),
+            decision,
+        })
+    }
+}
+
+/// `None` for success.
+fn decide(answer: &Response<Bytes>, clock: Clock) -> Option<Decision> {
+    let status = answer.status();
+    Some(match status {
+        // A proxy or a login page answers 200 too: Amberflo never answers with a page.
+        _ if status.is_success() && is_html(answer.headers()) => Decision::Pause,
+        _ if status.is_success() => return None,
+        StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => Decision::Isolate,
+        StatusCode::PAYLOAD_TOO_LARGE => Decision::Split,
+        StatusCode::TOO_MANY_REQUESTS => Decision::SlowDown(retry_after(answer.headers(), clock)),
+        StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY => Decision::Backoff,
+        _ if status.is_server_error() => Decision::Backoff,
+        // 401, 403, 404, redirects, and whatever else says that this is not the endpoint or not the key.
+        _ => Decision::Pause,
+    })
+}
+
+fn is_html(headers: &HeaderMap) -> bool {
+    let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    content_type.to_ascii_lowercase().starts_with("text/html")
+}
+
+/// Seconds or an HTTP date, at most [`MAX_RETRY_AFTER`].
+fn retry_after(headers: &HeaderMap, clock: Clock) -> Option<Duration> {
+    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    let wait = match value.parse::<u64>() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => {
+            let now = std::time::UNIX_EPOCH + Duration::from_millis(clock.now().try_into().ok()?);
+            httpdate::parse_http_date(value).ok()?.duration_since(now).unwrap_or_default()
+        }
+    };
+    Some(wait.min(MAX_RETRY_AFTER))
+}
+
+/// The `12` of `12 records were ingested`.
+fn leading_number(answer: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(answer).ok()?.trim_start();
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, rest) = text.split_at(end);
+    rest.trim_start().starts_with("record").then(|| number.parse().ok())?
+}
+
+/// The transport of production: reqwest on rustls.
+pub struct HttpTransport {
+    client: reqwest::Client,
+    timeout: Duration,
+}
+
+impl HttpTransport {
+    /// A pool of kept-alive connections; every exchange takes at most `timeout`.
+    ///
+    /// # Errors
+    /// When the system's TLS roots cannot be loaded.
+    pub fn new(timeout: Duration) -> Result<Self, reqwest::Error> {
+        // Fails only where a provider is installed already, which is as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let client = reqwest::Client::builder()
+            .user_agent(concat!("sbt-amberflo-metering/", env!("CARGO_PKG_VERSION")))
+            .redirect(reqwest::redirect::Policy::none())
+            .timeout(timeout)
+            .connect_timeout(timeout.min(Duration::from_secs(10)))
+            .tcp_nodelay(true)
+            .build()?;
+        Ok(Self { client, timeout })
+    }
+
+    fn error(&self, error: reqwest::Error) -> TransportError {
+        if error.is_timeout() {
+            return TransportError::Timeout(self.timeout);
+        }
+        // reqwest's own text stops at the first cause; the reason stands in the last one.
+        let error = error.without_url();
+        let mut text = error.to_string();
+        let mut cause = std::error::Error::source(&error);
+        while let Some(inner) = cause {
+            text = format!("{text}: {inner}");
+            cause = inner.source();
+        }
+        TransportError::Connect(text)
+    }
+}
+
+#[async_trait]
+impl Transport for HttpTransport {
+    async fn exchange(&self, request: Request<Bytes>) -> Result<Response<Bytes>, TransportError> {
+        let request = request.try_into().map_err(|error| self.error(error))?;
+        let mut answer = self.client.execute(request).await.map_err(|error| self.error(error))?;
+        let mut body = BytesMut::new();
+        while let Some(chunk) = answer.chunk().await.map_err(|error| self.error(error))? {
+            let room = MAX_ANSWER_BYTES - body.len();
+            body.extend_from_slice(&chunk[..chunk.len().min(room)]);
+            if body.len() == MAX_ANSWER_BYTES {
+                break;
+            }
+        }
+        let mut response = Response::new(body.freeze());
+        *response.status_mut() = answer.status();
+        *response.headers_mut() = std::mem::take(answer.headers_mut());
+        Ok(response)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(status: u16, headers: &[(&str, &str)]) -> Response<Bytes> {
+        let mut builder = Response::builder().status(status);
+        for (name, value) in headers {
+            builder = builder.header(*name, *value);
+        }
+        builder.body(Bytes::new()).unwrap()
+    }
+
+    #[test]
+    fn the_answer_table() {
+        let clock = Clock::system();
+        for (status, decision) in [
+            (200, None),
+            (204, None),
+            (301, Some(Decision::Pause)),
+            (307, Some(Decision::Pause)),
+            (400, Some(Decision::Isolate)),
+            (401, Some(Decision::Pause)),
+            (403, Some(Decision::Pause)),
+            (404, Some(Decision::Pause)),
+            (405, Some(Decision::Pause)),
+            (408, Some(Decision::Backoff)),
+            (413, Some(Decision::Split)),
+            (422, Some(Decision::Isolate)),
+            (429, Some(Decision::SlowDown(None))),
+            (500, Some(Decision::Backoff)),
+            (503, Some(Decision::Backoff)),
+        ] {
+            assert_eq!(decide(&answer(status, &[]), clock), decision, "{status}");
+        }
+        let page = answer(200, &[("content-type", "Text/HTML; charset=utf-8")]);
+        assert_eq!(decide(&page, clock), Some(Decision::Pause));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn retry_after_is_seconds_or_a_date_and_capped() {
+        // 1994-11-06T08:49:00Z
+        let clock = Clock::following_tokio(784_111_740_000);
+        for (value, wait) in [
+            ("7", Some(Duration::from_secs(7))),
+            ("0", Some(Duration::ZERO)),
+            ("86400", Some(MAX_RETRY_AFTER)),
+            ("Sun, 06 Nov 1994 08:49:37 GMT", Some(Duration::from_secs(37))),
+            ("Sun, 06 Nov 1994 08:48:00 GMT", Some(Duration::ZERO)),
+            ("soon", None),
+            ("-1", None),
+        ] {
+            let given = answer(429, &[("retry-after", value)]);
+            assert_eq!(decide(&given, clock), Some(Decision::SlowDown(wait)), "{value}");
+        }
+    }
+
+    #[test]
+    fn the_count_in_an_answer() {
+        assert_eq!(leading_number(b"12 records were ingested"), Some(12));
+        assert_eq!(leading_number(b" 1 record was ingested\n"), Some(1));
+        for other in [&b""[..], b"ok", b"{\"ok\":1}", b"99999999999999999999 records", b"200 OK", b"\xff"] {
+            assert_eq!(leading_number(other), None);
+        }
+    }
+}

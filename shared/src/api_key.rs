@@ -1,0 +1,172 @@
+//! Amberflo's API key: read from a setting or a file, refreshed while running, never printed.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderValue;
+use tokio::sync::{Mutex, watch};
+use tokio::time::Instant;
+
+/// After an answer that blames the key, it is read again at most this often.
+pub const MIN_REFRESH_INTERVAL: Duration = Duration::from_secs(30);
+
+/// An API key. Its `Debug` shows no part of it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ApiKey(HeaderValue);
+
+impl ApiKey {
+    /// Checks that the key can be sent as a header; surrounding white space is dropped.
+    ///
+    /// # Errors
+    /// [`InvalidKey`], which does not show the key.
+    pub fn new(text: &str) -> Result<Self, InvalidKey> {
+        let text = text.trim();
+        if text.is_empty() {
+            return Err(InvalidKey("is empty"));
+        }
+        if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(InvalidKey("has characters other than visible ASCII"));
+        }
+        let mut value = HeaderValue::from_str(text).map_err(|_| InvalidKey("cannot be a header"))?;
+        value.set_sensitive(true);
+        Ok(Self(value))
+    }
+
+    pub(crate) fn header(&self) -> HeaderValue {
+        self.0.clone()
+    }
+}
+
+impl fmt::Debug for ApiKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ApiKey(redacted)")
+    }
+}
+
+/// Why a text is not an API key.
+#[derive(Debug, thiserror::Error)]
+#[error("the API key {0}")]
+pub struct InvalidKey(&'static str);
+
+/// Where the key comes from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// Given as a setting; it cannot change while the process runs.
+    Setting(ApiKey),
+    /// A file that holds nothing but the key, such as a mounted secret.
+    File(PathBuf),
+}
+
+impl Source {
+    async fn read(&self) -> Result<ApiKey, String> {
+        match self {
+            Self::Setting(key) => Ok(key.clone()),
+            Self::File(path) => {
+                let text = tokio::fs::read_to_string(path).await;
+                let text = text.map_err(|error| format!("API key file {}: {error}", path.display()))?;
+                ApiKey::new(&text).map_err(|error| format!("API key file {}: {error}", path.display()))
+            }
+        }
+    }
+}
+
+/// The current key, and the ways to renew it.
+#[derive(Clone)]
+pub struct ApiKeys {
+    source: Source,
+    current: watch::Sender<ApiKey>,
+    last_refresh: Arc<Mutex<Instant>>,
+}
+
+impl ApiKeys {
+    /// Reads the key for the first time.
+    ///
+    /// # Errors
+    /// A sentence that names the source and what is wrong, without the key.
+    pub async fn load(source: Source) -> Result<Self, String> {
+        let current = watch::Sender::new(source.read().await?);
+        Ok(Self { source, current, last_refresh: Arc::new(Mutex::new(Instant::now())) })
+    }
+
+    /// Shows the newest key.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<ApiKey> {
+        self.current.subscribe()
+    }
+
+    /// Reads the key again because Amberflo refused it; a call within [`MIN_REFRESH_INTERVAL`] of the last, or while
+    /// another is under way, does nothing. Answers whether the key changed.
+    pub async fn refresh(&self) -> bool {
+        let Ok(mut last) = self.last_refresh.try_lock() else {
+            return false;
+        };
+        if last.elapsed() < MIN_REFRESH_INTERVAL {
+            return false;
+        }
+        *last = Instant::now();
+        self.reload().await
+    }
+
+    /// Reads the key again every `interval`, for ever.
+    pub async fn refresh_every(&self, interval: Duration) {
+        loop {
+            tokio::time::sleep(interval).await;
+            let mut last = self.last_refresh.lock().await;
+            *last = Instant::now();
+            self.reload().await;
+        }
+    }
+
+    async fn reload(&self) -> bool {
+        match self.source.read().await {
+            Ok(key) => {
+                let changed = self.current.send_if_modified(|current| {
+                    let changed = *current != key;
+                    *current = key;
+                    changed
+                });
+                if changed {
+                    tracing::info!("the API key changed");
+                }
+                changed
+            }
+            Err(error) => {
+                tracing::warn!(error, "the API key could not be read again; the present one stays in use");
+                false
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_visible_ascii_and_never_shown() {
+        let key = ApiKey::new(" s3cret-key\n").unwrap();
+        assert_eq!(key.header(), "s3cret-key");
+        assert!(!format!("{key:?} {:?}", Source::Setting(key.clone())).contains("s3cret"));
+        assert!(!format!("{:?}", key.header()).contains("s3cret"));
+        for bad in ["", " \n", "a b", "ü", "a\u{7f}"] {
+            assert!(ApiKey::new(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_changed_file_takes_effect_and_a_broken_one_does_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        std::fs::write(&path, "first").unwrap();
+        let keys = ApiKeys::load(Source::File(path.clone())).await.unwrap();
+        std::fs::write(&path, "").unwrap();
+        assert!(!keys.reload().await);
+        std::fs::write(&path, "second").unwrap();
+        assert!(keys.reload().await);
+        assert_eq!(keys.subscribe().borrow().header(), "second");
+        let error = ApiKeys::load(Source::File(dir.path().join("none"))).await.err().unwrap();
+        assert!(error.contains("none"), "{error}");
+    }
+}

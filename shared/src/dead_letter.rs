@@ -1,0 +1,129 @@
+//! A record that could not be delivered, with everything needed to understand it and to send it again.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::clock::UnixMillis;
+
+/// The version of the JSON form; a reader refuses a higher one.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// A dead letter. As JSON: camelCase names, the payload as text in `payload`, or base64 in `payloadBase64` where it is
+/// not UTF-8.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeadLetter {
+    /// [`SCHEMA_VERSION`] when it was written.
+    pub schema_version: u32,
+    /// Why: one of [`Reason`](crate::reason::Reason)'s names.
+    pub reason: String,
+    /// The reason in words, for people.
+    pub detail: String,
+    /// The record, byte for byte as it arrived.
+    #[serde(flatten, with = "payload")]
+    pub payload: Bytes,
+    /// The record's partition key.
+    pub partition_key: String,
+    /// Name of the stream it came from.
+    pub stream: String,
+    /// Its shard.
+    pub shard: String,
+    /// Its place in the shard.
+    pub sequence_number: String,
+    /// When it entered the stream.
+    pub arrived_at: UnixMillis,
+    /// The tenant, where the event could be read that far.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant_id: Option<String>,
+    /// The meter, where the event could be read that far.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub meter_api_name: Option<String>,
+    /// The idempotency key that the event resolved to; with `meter_time_in_millis` what a redrive needs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unique_id: Option<String>,
+    /// The event time that the event resolved to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub meter_time_in_millis: Option<UnixMillis>,
+    /// How often this event had been redriven before.
+    pub redrive_count: u32,
+    /// Amberflo's status, where Amberflo refused it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub amberflo_status: Option<u16>,
+    /// The beginning of Amberflo's answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub amberflo_answer: Option<String>,
+    /// The worker that gave it up.
+    pub worker: String,
+    /// When it was given up.
+    pub dead_lettered_at: UnixMillis,
+}
+
+mod payload {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use bytes::Bytes;
+    use serde::de::Error as _;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Payload {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        payload: Option<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        payload_base64: Option<String>,
+    }
+
+    pub fn serialize<S: Serializer>(bytes: &Bytes, serializer: S) -> Result<S::Ok, S::Error> {
+        match std::str::from_utf8(bytes) {
+            Ok(text) => Payload { payload: Some(text.to_owned()), payload_base64: None },
+            Err(_) => Payload { payload: None, payload_base64: Some(STANDARD.encode(bytes)) },
+        }
+        .serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Bytes, D::Error> {
+        match Payload::deserialize(deserializer)? {
+            Payload { payload: Some(text), .. } => Ok(Bytes::from(text)),
+            Payload { payload_base64: Some(text), .. } => STANDARD.decode(text).map(Bytes::from).map_err(D::Error::custom),
+            Payload { .. } => Err(D::Error::missing_field("payload")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn letter(payload: &'static [u8]) -> DeadLetter {
+        DeadLetter {
+            schema_version: SCHEMA_VERSION,
+            reason: "not_json".to_owned(),
+            detail: "why".to_owned(),
+            payload: Bytes::from_static(payload),
+            partition_key: "t".to_owned(),
+            stream: "local".to_owned(),
+            shard: "shard-0".to_owned(),
+            sequence_number: "1".to_owned(),
+            arrived_at: 1,
+            tenant_id: None,
+            meter_api_name: None,
+            unique_id: None,
+            meter_time_in_millis: None,
+            redrive_count: 0,
+            amberflo_status: None,
+            amberflo_answer: None,
+            worker: "w".to_owned(),
+            dead_lettered_at: 2,
+        }
+    }
+
+    #[test]
+    fn keeps_the_payload_byte_for_byte() {
+        for payload in [&b""[..], b"{\"a\": 1}", b"\xff\x00\xfe", "\u{0}\u{fffd}".as_bytes()] {
+            let before = letter(payload);
+            let json = serde_json::to_string(&before).unwrap();
+            assert_eq!(serde_json::from_str::<DeadLetter>(&json).unwrap(), before, "{json}");
+        }
+    }
+}

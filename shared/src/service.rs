@@ -1,0 +1,174 @@
+//! What every service needs around its work: logs, metrics, health endpoints, signals, exit codes.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::http::StatusCode;
+use axum::routing::get;
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tokio::net::TcpListener;
+use tracing_subscriber::EnvFilter;
+
+/// Exit code of a service that stopped for a reason other than a signal.
+pub const EXIT_FAILURE: u8 = 1;
+/// Exit code of a service that was given settings it cannot work with.
+pub const EXIT_CONFIGURATION: u8 = 2;
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Settings of logs and of the admin endpoint, the same for every service.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Operation")]
+pub struct ServiceArgs {
+    /// Where /health, /ready and /metrics answer.
+    #[arg(long, env, value_name = "ADDR:PORT")]
+    pub admin_listen: SocketAddr,
+    /// What to log: a level, or targets with levels as in `info,ingest_worker=debug`. Unset, RUST_LOG counts.
+    #[arg(long, env, value_name = "FILTER")]
+    pub log: Option<String>,
+    /// How log lines look.
+    #[arg(long, env, default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+/// A setting that cannot work: the message names it, what was given and what is allowed.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigError(pub String);
+
+/// Sends logs to standard error.
+///
+/// # Errors
+/// When the filter cannot be read.
+pub fn init_logs(args: &ServiceArgs) -> Result<(), ConfigError> {
+    #[expect(clippy::disallowed_methods, reason = "RUST_LOG is a fallback that clap cannot express")]
+    let fallback = || std::env::var("RUST_LOG").ok();
+    let filter = args.log.clone().or_else(fallback).filter(|filter| !filter.is_empty());
+    let filter = filter.unwrap_or_else(|| "info".to_owned());
+    let parsed = EnvFilter::try_new(&filter)
+        .map_err(|error| ConfigError(format!("LOG: {filter:?} is not a log filter ({error}); try info or debug")))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(parsed).with_writer(std::io::stderr);
+    match args.log_format {
+        LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+    }
+    Ok(())
+}
+
+/// Installs the process's metrics registry.
+///
+/// # Errors
+/// When one is installed already.
+pub fn init_metrics(service: &'static str) -> anyhow::Result<PrometheusHandle> {
+    let seconds = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0];
+    let events = [1.0, 10.0, 50.0, 100.0, 250.0, 500.0, 750.0, 1000.0, 2500.0, 5000.0, 10_000.0];
+    let bytes = [1024.0, 4096.0, 16_384.0, 65_536.0, 262_144.0, 524_288.0, 1_048_576.0, 4_194_304.0];
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &seconds)?
+        .set_buckets_for_metric(Matcher::Suffix("_events".to_owned()), &events)?
+        .set_buckets_for_metric(Matcher::Suffix("_bytes".to_owned()), &bytes)?
+        .install_recorder()?;
+    metrics_process::Collector::default().describe();
+    metrics::gauge!("build_info", "service" => service, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    Ok(handle)
+}
+
+/// Whether the service does its work at the moment.
+#[derive(Clone, Debug, Default)]
+pub struct Ready(Arc<AtomicBool>);
+
+impl Ready {
+    /// Sets what /ready answers.
+    pub fn set(&self, ready: bool) {
+        self.0.store(ready, Ordering::Relaxed);
+    }
+
+    /// What /ready answers.
+    #[must_use]
+    pub fn get(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// /health (the process runs), /ready (it does its work) and /metrics (Prometheus text).
+pub fn admin_router(metrics: PrometheusHandle, ready: Ready) -> Router {
+    let process = metrics_process::Collector::default();
+    Router::new()
+        .route("/health", get(|| async { "ok\n" }))
+        .route(
+            "/ready",
+            get(move || async move {
+                if ready.get() { (StatusCode::OK, "ready\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "not ready\n") }
+            }),
+        )
+        .route(
+            "/metrics",
+            get(move || async move {
+                process.collect();
+                metrics.render()
+            }),
+        )
+}
+
+/// Listens on `address`; `setting` is named where that fails.
+///
+/// # Errors
+/// A line that names the setting and the address.
+pub async fn bind(setting: &str, address: SocketAddr) -> Result<TcpListener, ConfigError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|error| ConfigError(format!("{setting}: cannot listen on {address}: {error}; choose a free port")))
+}
+
+/// Serves `router` until `shutdown` resolves, then finishes the requests that are open.
+///
+/// # Errors
+/// When the listener fails.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    axum::serve(listener, router).with_graceful_shutdown(shutdown).await
+}
+
+/// Keeps the metrics registry's memory bounded; never returns.
+pub async fn metrics_upkeep(metrics: PrometheusHandle) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        metrics.run_upkeep();
+    }
+}
+
+/// Resolves at SIGTERM or SIGINT, each time it is called anew.
+///
+/// # Errors
+/// When the signal handlers cannot be installed.
+pub fn signals() -> std::io::Result<tokio::sync::mpsc::UnboundedReceiver<&'static str>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        loop {
+            let name = tokio::select! {
+                _ = term.recv() => "SIGTERM",
+                _ = int.recv() => "SIGINT",
+            };
+            if sender.send(name).is_err() {
+                break;
+            }
+        }
+    });
+    Ok(receiver)
+}

@@ -1,0 +1,303 @@
+//! What every implementation of a seam must do, as `backend.rs` says it. Each suite takes a fresh, empty store: a
+//! stream of at least two shards, a table without leases, an empty queue.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use shared::backend::{
+    Checkpoint, DeadLetters, Lease, Leases, NewRecord, Position, Record, SequenceNumber, ShardId, ShardReader, Stream,
+    WorkerId,
+};
+use shared::dead_letter::{DeadLetter, SCHEMA_VERSION};
+use tokio::time::{Instant, timeout};
+
+/// Reads are waited for this long: a real stream shows a record some time after it was published.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+pub async fn stream_contract(stream: &dyn Stream) {
+    let shards = stream.shards().await.unwrap();
+    assert!(shards.len() >= 2);
+    assert_eq!(shards.iter().collect::<HashSet<_>>().len(), shards.len());
+    assert_eq!(stream.shards().await.unwrap(), shards);
+
+    at_the_tip_an_empty_page_comes_soon(stream, &shards).await;
+    stream.publish(Vec::new()).await.unwrap();
+
+    let first = records("first", 100);
+    stream.publish(first.clone()).await.unwrap();
+    let by_shard = read(stream, Position::TrimHorizon, first.len(), 1 << 20).await;
+    assert_same_records(&first, &by_shard);
+    assert_keys_keep_to_one_shard(&by_shard);
+    let small_pages = read(stream, Position::TrimHorizon, first.len(), 1).await;
+    assert_eq!(small_pages, by_shard, "pages of one record skip nothing");
+
+    for (shard, records) in &by_shard {
+        let middle = &records[records.len() / 2];
+        let tail = read_shard(stream, shard, Position::After(middle.sequence_number.clone()), 1).await;
+        assert_eq!(tail.first(), records.get(records.len() / 2 + 1), "the record that follows");
+        let from_time = read_shard(stream, shard, Position::AtTime(middle.arrived_at), 1).await;
+        assert!(from_time[0].sequence_number <= middle.sequence_number);
+        assert!(from_time[0].arrived_at >= middle.arrived_at);
+    }
+    a_waiting_reader_gets_what_is_published(stream, &by_shard).await;
+    nothing_is_seen_before_its_time(stream, &by_shard).await;
+}
+
+async fn at_the_tip_an_empty_page_comes_soon(stream: &dyn Stream, shards: &[ShardId]) {
+    let mut reader = stream.reader(&shards[0], Position::TrimHorizon).await.unwrap();
+    let page = timeout(Duration::from_secs(5), reader.next(1 << 20)).await.unwrap().unwrap();
+    assert!(page.records.is_empty());
+    assert_eq!(page.millis_behind_latest, 0);
+}
+
+async fn a_waiting_reader_gets_what_is_published(stream: &dyn Stream, by_shard: &BTreeMap<ShardId, Vec<Record>>) {
+    let (shard, records) = by_shard.first_key_value().unwrap();
+    let last = records.last().unwrap();
+    let mut reader = stream.reader(shard, Position::After(last.sequence_number.clone())).await.unwrap();
+    let new = NewRecord { partition_key: last.partition_key.clone(), data: Bytes::from_static(b"later") };
+    let (page, published) = tokio::join!(reader.next(1 << 20), stream.publish(vec![new.clone()]));
+    published.unwrap();
+    let mut records = page.unwrap().records;
+    let deadline = Instant::now() + PATIENCE;
+    while records.is_empty() && Instant::now() < deadline {
+        records = reader.next(1 << 20).await.unwrap().records;
+    }
+    assert_eq!(records.iter().map(|record| &record.data).collect::<Vec<_>>(), [&new.data]);
+    assert!(records[0].sequence_number > last.sequence_number);
+}
+
+async fn nothing_is_seen_before_its_time(stream: &dyn Stream, by_shard: &BTreeMap<ShardId, Vec<Record>>) {
+    let (shard, records) = by_shard.last_key_value().unwrap();
+    let after_all = records.last().unwrap().arrived_at + 3_600_000;
+    let mut reader = stream.reader(shard, Position::AtTime(after_all)).await.unwrap();
+    assert!(reader.next(1 << 20).await.unwrap().records.is_empty());
+}
+
+/// Records of many keys, in an order of their own for each key, with payloads that are neither text nor tidy.
+fn records(name: &str, count: usize) -> Vec<NewRecord> {
+    let data =
+        |n: usize| Bytes::from([name.as_bytes(), &[0, 0xff, b'\n'], &n.to_be_bytes(), &vec![7; n * 10]].concat());
+    (0..count).map(|n| NewRecord { partition_key: format!("tenänt {}", n % 16), data: data(n) }).collect()
+}
+
+/// Reads all shards until `count` records have come, and once more each.
+async fn read(stream: &dyn Stream, from: Position, count: usize, max_bytes: usize) -> BTreeMap<ShardId, Vec<Record>> {
+    let mut readers = Vec::new();
+    for shard in stream.shards().await.unwrap() {
+        readers.push((shard.clone(), stream.reader(&shard, from.clone()).await.unwrap()));
+    }
+    let mut found: BTreeMap<ShardId, Vec<Record>> = BTreeMap::new();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let complete = found.values().map(Vec::len).sum::<usize>() >= count;
+        for (shard, reader) in &mut readers {
+            let records = read_to_the_tip(reader.as_mut(), max_bytes).await;
+            if !records.is_empty() {
+                found.entry(shard.clone()).or_default().extend(records);
+            }
+        }
+        if complete || Instant::now() > deadline {
+            return found;
+        }
+    }
+}
+
+/// Pages until one is empty.
+async fn read_to_the_tip(reader: &mut dyn ShardReader, max_bytes: usize) -> Vec<Record> {
+    let mut records = Vec::new();
+    loop {
+        let page = reader.next(max_bytes).await.unwrap();
+        assert!(page.millis_behind_latest >= 0);
+        if page.records.is_empty() {
+            return records;
+        }
+        let bytes: usize = page.records.iter().map(|record| record.data.len()).sum();
+        assert!(page.records.len() == 1 || bytes <= max_bytes);
+        records.extend(page.records);
+    }
+}
+
+/// At least `count` records of one shard, or what there is.
+pub async fn read_shard(stream: &dyn Stream, shard: &ShardId, from: Position, count: usize) -> Vec<Record> {
+    let mut reader = stream.reader(shard, from).await.unwrap();
+    let (mut records, mut empty_pages) = (Vec::new(), 0);
+    while records.len() < count && empty_pages < 3 {
+        let page = reader.next(1 << 20).await.unwrap();
+        empty_pages += usize::from(page.records.is_empty());
+        records.extend(page.records);
+    }
+    records
+}
+
+fn assert_same_records(published: &[NewRecord], by_shard: &BTreeMap<ShardId, Vec<Record>>) {
+    for records in by_shard.values() {
+        assert!(records.is_sorted_by(|a, b| a.sequence_number < b.sequence_number), "ascending sequence numbers");
+        let in_order: Vec<_> = records.iter().map(|record| position(published, record)).collect();
+        assert!(in_order.is_sorted(), "the order of publishing is kept in a shard");
+    }
+    assert_eq!(by_shard.values().map(Vec::len).sum::<usize>(), published.len(), "each once");
+}
+
+fn position(published: &[NewRecord], record: &Record) -> usize {
+    let same = |new: &NewRecord| new.partition_key == record.partition_key && new.data == record.data;
+    published.iter().position(same).expect("only what was published, byte for byte")
+}
+
+fn assert_keys_keep_to_one_shard(by_shard: &BTreeMap<ShardId, Vec<Record>>) {
+    let mut home = BTreeMap::new();
+    for (shard, records) in by_shard {
+        for record in records {
+            assert_eq!(home.entry(&record.partition_key).or_insert(shard), &shard);
+        }
+    }
+    assert!(by_shard.len() >= 2, "sixteen keys lie in more than one shard");
+}
+
+pub async fn leases_contract(leases: Arc<dyn Leases>) {
+    assert!(leases.list().await.unwrap().is_empty());
+    let (ada, bob) = (WorkerId("ada".to_owned()), WorkerId("bob".to_owned()));
+    let start = Position::AtTime(1_700_000_000_123);
+    leases.create(&shard("s-0"), start.clone()).await.unwrap();
+    leases.create(&shard("s-0"), Position::TrimHorizon).await.unwrap();
+    let free = one(&*leases, "s-0").await;
+    assert_eq!(
+        (&free.owner, &free.checkpoint),
+        (&None, &Checkpoint::Start(start)),
+        "the second create changed nothing"
+    );
+
+    // Claiming.
+    let mine = leases.claim(&free, &ada).await.unwrap().unwrap();
+    assert_eq!(mine, Lease { owner: Some(ada.clone()), counter: mine.counter, ..free.clone() });
+    assert!(mine.counter > free.counter);
+    assert_eq!(one(&*leases, "s-0").await, mine);
+    assert_eq!(leases.claim(&free, &ada).await.unwrap(), Some(mine.clone()), "a repeated claim that had landed");
+    assert_eq!(leases.claim(&free, &bob).await.unwrap(), None, "bob saw an old row");
+
+    // Renewing.
+    let settled = Lease { checkpoint: settled("9", 90), ..mine.clone() };
+    let renewed = leases.renew(&settled).await.unwrap().unwrap();
+    assert!(renewed.counter > mine.counter);
+    assert_eq!(renewed, Lease { counter: renewed.counter, ..settled.clone() });
+    assert_eq!(leases.renew(&settled).await.unwrap(), Some(renewed.clone()), "a repeated renewal that had landed");
+    let further = Lease { checkpoint: self::settled("10", 100), ..renewed.clone() };
+    let further = leases.renew(&further).await.unwrap().unwrap();
+    let back = Lease { checkpoint: self::settled("9", 90), ..further.clone() };
+    let kept = leases.renew(&back).await.unwrap().unwrap();
+    assert_eq!(kept.checkpoint, further.checkpoint, "a checkpoint does not move back");
+    assert_eq!(leases.renew(&mine).await.unwrap(), None, "a row that is too old is not renewed");
+
+    // Taking over.
+    let stolen = leases.claim(&kept, &bob).await.unwrap().unwrap();
+    assert_eq!((&stolen.owner, &stolen.checkpoint), (&Some(bob.clone()), &kept.checkpoint), "the checkpoint stays");
+    assert_eq!(leases.renew(&kept).await.unwrap(), None, "ada has lost it");
+    leases.release(&kept).await.unwrap();
+    assert_eq!(one(&*leases, "s-0").await, stolen, "ada cannot release what is bob's");
+
+    // Releasing.
+    let last = Lease { checkpoint: self::settled("11", 110), ..stolen.clone() };
+    leases.release(&last).await.unwrap();
+    leases.release(&last).await.unwrap();
+    let released = one(&*leases, "s-0").await;
+    assert_eq!((&released.owner, &released.checkpoint), (&None, &last.checkpoint));
+    assert!(released.counter > stolen.counter);
+    assert_eq!(leases.renew(&stolen).await.unwrap(), None);
+
+    assert_eq!(leases.renew(&Lease { shard: shard("unknown"), ..stolen }).await.unwrap(), None);
+    one_of_many_claims_wins(&leases, released).await;
+    every_start_is_kept(&*leases).await;
+}
+
+async fn one_of_many_claims_wins(leases: &Arc<dyn Leases>, free: Lease) {
+    let claims = (0..16).map(|n| {
+        let (leases, free) = (Arc::clone(leases), free.clone());
+        tokio::spawn(async move { leases.claim(&free, &WorkerId(format!("w-{n}"))).await.unwrap() })
+    });
+    let mut won = Vec::new();
+    for claim in claims.collect::<Vec<_>>() {
+        won.extend(claim.await.unwrap());
+    }
+    assert_eq!(won, [one(&**leases, "s-0").await]);
+}
+
+async fn every_start_is_kept(leases: &dyn Leases) {
+    let huge = SequenceNumber("4".repeat(56));
+    let starts = [Position::TrimHorizon, Position::AtTime(-5), Position::After(huge)];
+    for (n, start) in starts.into_iter().enumerate() {
+        let name = format!("s-{}", n + 1);
+        leases.create(&shard(&name), start.clone()).await.unwrap();
+        assert_eq!(one(leases, &name).await.checkpoint, Checkpoint::Start(start));
+    }
+    assert_eq!(leases.list().await.unwrap().len(), 4);
+}
+
+pub fn shard(name: &str) -> ShardId {
+    ShardId(name.to_owned())
+}
+
+pub fn settled(sequence_number: &str, arrived_at: i64) -> Checkpoint {
+    Checkpoint::Settled { sequence_number: SequenceNumber(sequence_number.to_owned()), arrived_at }
+}
+
+async fn one(leases: &dyn Leases, name: &str) -> Lease {
+    leases.list().await.unwrap().into_iter().find(|lease| lease.shard.0 == name).unwrap()
+}
+
+pub async fn dead_letters_contract(queue: &dyn DeadLetters) {
+    assert_eq!(queue.depth().await.unwrap(), 0);
+    assert!(queue.receive(10).await.unwrap().is_empty());
+    queue.send(&[]).await.unwrap();
+
+    let sent: Vec<_> = (0..25).map(letter).collect();
+    queue.send(&sent).await.unwrap();
+    assert_eq!(queue.depth().await.unwrap(), 25);
+
+    let mut received = Vec::new();
+    let deadline = Instant::now() + PATIENCE;
+    while received.len() < sent.len() && Instant::now() < deadline {
+        let some = queue.receive(10).await.unwrap();
+        assert!(some.len() <= 10);
+        received.extend(some);
+    }
+    let mut letters: Vec<_> = received.iter().map(|received| received.letter.clone()).collect();
+    letters.sort_by_key(|letter| letter.dead_lettered_at);
+    assert_eq!(letters, sent, "every letter once: the received ones are hidden");
+    assert_eq!(queue.depth().await.unwrap(), 25, "hidden letters count");
+
+    let (done, kept): (Vec<_>, Vec<_>) =
+        received.iter().map(|received| received.receipt.clone()).enumerate().partition(|(n, _)| n % 5 < 4);
+    assert_eq!((done.len(), kept.len()), (20, 5));
+    let done: Vec<_> = done.into_iter().map(|(_, receipt)| receipt).collect();
+    queue.delete(&done).await.unwrap();
+    queue.delete(&done).await.unwrap();
+    queue.delete(&[]).await.unwrap();
+    assert_eq!(queue.depth().await.unwrap(), 5);
+}
+
+/// A letter that uses every field; some payloads are not text.
+pub fn letter(n: i64) -> DeadLetter {
+    let payload =
+        if n % 2 == 0 { format!("{{\"n\": {n}, \"ä\": \"\\u0000\"}}").into_bytes() } else { vec![0xff, 0, n as u8] };
+    DeadLetter {
+        schema_version: SCHEMA_VERSION,
+        reason: "not_json".to_owned(),
+        detail: "why \"it\" failed\n".to_owned(),
+        payload: Bytes::from(payload),
+        partition_key: "tenant".to_owned(),
+        stream: "stream".to_owned(),
+        shard: "shard-00000".to_owned(),
+        sequence_number: n.to_string(),
+        arrived_at: 1_700_000_000_000 + n,
+        tenant_id: Some("tenant".to_owned()),
+        meter_api_name: Some("meter".to_owned()),
+        unique_id: Some(format!("unique-{n}")),
+        meter_time_in_millis: Some(n),
+        redrive_count: 2,
+        amberflo_status: Some(400),
+        amberflo_answer: Some("no".to_owned()),
+        worker: "worker".to_owned(),
+        dead_lettered_at: n,
+    }
+}

@@ -1,0 +1,5 @@
+//! Integration tests of what the services share: the seams, on real files.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in helpers too")]
+
+mod contract;
+mod local;
