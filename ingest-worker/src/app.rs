@@ -70,7 +70,7 @@ fn is_configuration(error: &anyhow::Error) -> bool {
 async fn work(settings: &Settings) -> anyhow::Result<ExitCode> {
     settings.check()?;
     let key_source = settings.api_key()?;
-    service::init_logs(&settings.service)?;
+    service::init_logs(&settings.logs)?;
     let registry = service::init_metrics("ingest-worker")?;
     metrics::describe();
     let mut signals = service::signals()?;
@@ -80,7 +80,7 @@ async fn work(settings: &Settings) -> anyhow::Result<ExitCode> {
     let store = open(settings)?;
     let keys = ApiKeys::load(key_source).await.map_err(ConfigError)?;
     let bus_listener = service::bind("LISTEN", settings.listen).await?;
-    let admin_listener = service::bind("ADMIN_LISTEN", settings.service.admin_listen).await?;
+    let admin_listener = service::bind("ADMIN_LISTEN", settings.admin_listen).await?;
     let common = common(settings, &store, keys.clone())?;
     log_start(settings, &common);
 
@@ -177,13 +177,18 @@ fn log_start(settings: &Settings, common: &Common) {
         stream = %settings.stream,
         ingest_url = settings.ingest_url(),
         put_events = format!("http://{}", settings.listen),
-        admin = format!("http://{}", settings.service.admin_listen),
+        admin = format!("http://{}", settings.admin_listen),
         events_per_second_ceiling = if per_second > 0.0 { per_second.to_string() } else { "none".to_owned() },
         "started"
     );
 }
 
 async fn dead_letters(settings: &Settings, command: DeadLettersCommand) -> anyhow::Result<ExitCode> {
+    let StreamName::Local(directory) = &settings.stream;
+    if !directory.is_dir() {
+        let given = &settings.stream;
+        return Err(ConfigError(format!("STREAM: {given}: there is no such directory; give the worker's")).into());
+    }
     let store = open(settings)?;
     match command {
         DeadLettersCommand::List => list(&store).await,

@@ -13,7 +13,7 @@ use shared::api_key::{ApiKey, Source};
 use shared::backend::{Position, WorkerId};
 use shared::clock::Clock;
 use shared::event::EventRules;
-use shared::service::{ConfigError, ServiceArgs};
+use shared::service::{ConfigError, LogArgs};
 
 use crate::batch::BatchLimits;
 use crate::shard::REBUILD_SLACK;
@@ -139,9 +139,12 @@ pub struct Settings {
     /// How long a drain may take after SIGTERM or SIGINT; a second signal ends the process at once.
     #[arg(long, env, default_value = "25s", value_parser = duration, help_heading = "Operation")]
     pub shutdown_grace: Duration,
-    /// Logs and the admin endpoint.
+    /// Where /health, /ready and /metrics answer.
+    #[arg(long, env, default_value = "127.0.0.1:9464", value_name = "ADDR:PORT", help_heading = "Operation")]
+    pub admin_listen: SocketAddr,
+    /// Logs.
     #[command(flatten)]
-    pub service: ServiceArgs,
+    pub logs: LogArgs,
 }
 
 /// Where events come from.

@@ -27,13 +27,10 @@ pub enum LogFormat {
     Json,
 }
 
-/// Settings of logs and of the admin endpoint, the same for every service.
+/// Settings of logs, the same for every service.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Operation")]
-pub struct ServiceArgs {
-    /// Where /health, /ready and /metrics answer.
-    #[arg(long, env, value_name = "ADDR:PORT")]
-    pub admin_listen: SocketAddr,
+pub struct LogArgs {
     /// What to log: a level, or targets with levels as in `info,ingest_worker=debug`. Unset, RUST_LOG counts.
     #[arg(long, env, value_name = "FILTER")]
     pub log: Option<String>,
@@ -51,7 +48,7 @@ pub struct ConfigError(pub String);
 ///
 /// # Errors
 /// When the filter cannot be read.
-pub fn init_logs(args: &ServiceArgs) -> Result<(), ConfigError> {
+pub fn init_logs(args: &LogArgs) -> Result<(), ConfigError> {
     #[expect(clippy::disallowed_methods, reason = "RUST_LOG is a fallback that clap cannot express")]
     let fallback = || std::env::var("RUST_LOG").ok();
     let filter = args.log.clone().or_else(fallback).filter(|filter| !filter.is_empty());

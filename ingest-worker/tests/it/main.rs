@@ -1,1 +1,4 @@
-//! x
+//! Integration tests of the ingest worker: real sockets, a real SQLite file, and a seeded simulation.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
+mod simulation;

@@ -112,3 +112,19 @@ fn set_up(connection: &Connection) -> rusqlite::Result<()> {
     // Negative: in KiB.
     connection.pragma_update(None, "cache_size", -16_384)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_commit_is_synced() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut connection = Connection::open(dir.path().join("file")).unwrap();
+        assert_eq!(prepare(&mut connection, "file", 4).unwrap(), 4);
+        let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, rusqlite::types::Value>(0));
+        assert_eq!(pragma("journal_mode").unwrap(), "wal".to_owned().into());
+        // 2 is FULL: in WAL mode the one level that syncs the log at every commit.
+        assert_eq!(pragma("synchronous").unwrap(), 2.into());
+    }
+}
