@@ -166,13 +166,7 @@ impl Batcher {
     /// An empty batcher.
     #[must_use]
     pub fn new(limits: BatchLimits) -> Self {
-        Self {
-            limits,
-            open: Batch::default(),
-            opened_at: None,
-            full: VecDeque::new(),
-            draining: false,
-        }
+        Self { limits, open: Batch::default(), opened_at: None, full: VecDeque::new(), draining: false }
     }
 
     /// Adds an event. `false`: its record alone is larger than a request may be, and it was not added.

@@ -270,9 +270,15 @@ impl Settings {
             )));
         }
         if self.dedup_max_keys.get() > 1 << 31 {
-            return Err(ConfigError(format!("DEDUP_MAX_KEYS: {}; allowed is up to {}", self.dedup_max_keys, 1_u32 << 31)));
+            return Err(ConfigError(format!(
+                "DEDUP_MAX_KEYS: {}; allowed is up to {}",
+                self.dedup_max_keys,
+                1_u32 << 31
+            )));
         }
-        for (name, url) in [("AMBERFLO_BASE_URL", &*self.amberflo_base_url), ("AMBERFLO_INGEST_URL", &self.ingest_url())] {
+        for (name, url) in
+            [("AMBERFLO_BASE_URL", &*self.amberflo_base_url), ("AMBERFLO_INGEST_URL", &self.ingest_url())]
+        {
             check_url(name, url)?;
         }
         if self.worker_id.as_deref().is_some_and(|id| id.is_empty() || id.len() > 256) {
@@ -356,5 +362,6 @@ fn check_url(name: &str, url: &str) -> Result<(), ConfigError> {
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text).map_err(|_| "allowed is a number with a unit, such as 500ms, 30s, 5m or 1h".to_owned())
+    humantime::parse_duration(text)
+        .map_err(|_| "allowed is a number with a unit, such as 500ms, 30s, 5m or 1h".to_owned())
 }

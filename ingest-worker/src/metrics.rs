@@ -15,7 +15,11 @@ pub fn describe() {
     describe_histogram!("ingest_batch_bytes", Unit::Bytes, "Bytes of a batch before compression");
     describe_histogram!("ingest_batch_compressed_bytes", Unit::Bytes, "Bytes of a request body as sent");
     describe_histogram!("ingest_delivery_latency_seconds", Unit::Seconds, "From arrival in the stream to the 2xx");
-    describe_gauge!("ingest_shard_lag_seconds", Unit::Seconds, "How far a shard's reader lies behind its newest record");
+    describe_gauge!(
+        "ingest_shard_lag_seconds",
+        Unit::Seconds,
+        "How far a shard's reader lies behind its newest record"
+    );
     describe_gauge!("ingest_oldest_unsettled_seconds", Unit::Seconds, "Age of a shard's oldest record in flight");
     describe_counter!("ingest_checkpoints_total", "Writes of lease rows, by result");
     describe_gauge!("ingest_leases_held", "Leases that this worker holds");
@@ -31,7 +35,10 @@ pub fn describe() {
     describe_gauge!("ingest_meter_budget_max_ratio", "The busiest meter's events this hour over METER_HOURLY_BUDGET");
     describe_counter!("amberflo_requests_total", "Requests to Amberflo, by operation and outcome");
     describe_histogram!("amberflo_request_duration_seconds", Unit::Seconds, "Duration of requests to Amberflo");
-    describe_counter!("amberflo_count_mismatches_total", "Batches of which Amberflo twice counted fewer records than sent");
+    describe_counter!(
+        "amberflo_count_mismatches_total",
+        "Batches of which Amberflo twice counted fewer records than sent"
+    );
 
     metrics::counter!("ingest_records_read_total").absolute(0);
     for outcome in ["delivered", "duplicate", "dead_lettered", "released"] {

@@ -73,7 +73,13 @@ impl Pages {
     }
 }
 
-async fn read(stream: &dyn Stream, shard: &ShardId, from: Position, buffer: &Buffer, pages: mpsc::Sender<BufferedPage>) {
+async fn read(
+    stream: &dyn Stream,
+    shard: &ShardId,
+    from: Position,
+    buffer: &Buffer,
+    pages: mpsc::Sender<BufferedPage>,
+) {
     let mut reader = open(stream, shard, from).await;
     let mut backoff = Backoff::default();
     while let Some(mut memory) = buffer.reserve().await {

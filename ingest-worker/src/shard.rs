@@ -95,7 +95,8 @@ impl std::ops::Deref for ShardContext {
 /// `checkpoint` receives every settled position, in stream order.
 pub async fn run(shard: Arc<ShardContext>, checkpoint: &watch::Sender<Checkpoint>, stop: CancellationToken) {
     let mut path = Path::new(Arc::clone(&shard), &checkpoint.borrow().clone());
-    let mut pages = Pages::start(Arc::clone(&shard.stream), shard.shard.clone(), path.read_from(), shard.buffer.clone());
+    let mut pages =
+        Pages::start(Arc::clone(&shard.stream), shard.shard.clone(), path.read_from(), shard.buffer.clone());
     let mut in_flight = FuturesOrdered::new();
     let mut permit = pin!(Arc::clone(&shard.limiter).acquire());
     let mut tick = interval(TICK);
@@ -279,7 +280,6 @@ impl Path {
         metrics::gauge!("ingest_shard_lag_seconds", "shard" => shard).set(lag.as_secs_f64());
         metrics::gauge!("ingest_dedup_keys").set(self.shard.dedup_keys.used() as f64);
     }
-
 }
 
 impl Drop for Path {

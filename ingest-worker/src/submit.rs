@@ -74,11 +74,20 @@ struct Parcel {
     backoff: Backoff,
     /// It was sent once more because the answer counted fewer records than it holds.
     was_resent: bool,
-    /// It is part of a batch that fails while others succeed: soon the blame is its own.
-    is_suspect: bool,
+    /// Why it was divided from a batch that failed while others succeeded: soon the blame is its own.
+    suspicion: Option<Suspicion>,
     failures: u32,
     first_failure: Option<Instant>,
     first_refusal: Option<Instant>,
+}
+
+/// What a batch did while others were delivered.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Suspicion {
+    /// It met 5xx, timeouts or broken connections for a long time.
+    Failing,
+    /// It was answered 403.
+    Forbidden,
 }
 
 impl Parcel {
@@ -96,7 +105,7 @@ async fn deliver(shard: &ShardContext, batch: &Batch, mut first_permit: Option<P
     }
     while let Some(mut parcel) = parcels.pop() {
         if parcel.items.len() > 1 && batch.bytes_of(&parcel.items) > shard.body_limit.current() {
-            split(batch, parcel, &mut parcels);
+            split(batch, parcel, None, &mut parcels);
             continue;
         }
         let permit = match first_permit.take() {
@@ -124,8 +133,8 @@ async fn deliver(shard: &ShardContext, batch: &Batch, mut first_permit: Option<P
         }
         match next_step(shard, &mut parcel, &error, started, permit).await {
             Next::Again => parcels.push(parcel),
-            Next::Divide(_) if parcel.items.len() > 1 => split(batch, parcel, &mut parcels),
-            Next::Divide(reason) => {
+            Next::Divide(_, suspicion) if parcel.items.len() > 1 => split(batch, parcel, suspicion, &mut parcels),
+            Next::Divide(reason, _) => {
                 letters.push(shard.refused(&batch.items[parcel.items[0]].record, reason, &error));
             }
         }
@@ -137,18 +146,24 @@ async fn deliver(shard: &ShardContext, batch: &Batch, mut first_permit: Option<P
 enum Next {
     /// Send the same bytes again.
     Again,
-    /// Split it; a single record becomes a dead letter with this reason.
-    Divide(Reason),
+    /// Split it, and hold this against the halves; a single record becomes a dead letter with this reason.
+    Divide(Reason, Option<Suspicion>),
 }
 
-async fn next_step(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError, started: Instant, permit: Permit) -> Next {
+async fn next_step(
+    shard: &ShardContext,
+    parcel: &mut Parcel,
+    error: &ApiError,
+    started: Instant,
+    permit: Permit,
+) -> Next {
     tracing::debug!(shard = %shard.shard, records = parcel.items.len(), %error, decision = ?error.decision, "not delivered");
     let others_since = |then: Instant| shard.limiter.last_delivery().is_some_and(|last| last > then);
     match error.decision {
         Decision::Isolate | Decision::Split => {
             permit.report(Outcome::Answered);
             let is_too_large = error.decision == Decision::Split;
-            Next::Divide(if is_too_large { Reason::Oversized } else { Reason::Rejected })
+            Next::Divide(if is_too_large { Reason::Oversized } else { Reason::Rejected }, parcel.suspicion)
         }
         Decision::SlowDown(wait) => {
             permit.report(Outcome::SlowDown(wait));
@@ -159,13 +174,13 @@ async fn next_step(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError, 
             permit.report(Outcome::Failed);
             parcel.failures += 1;
             let since = *parcel.first_failure.get_or_insert(started);
-            let is_alone = match parcel.is_suspect {
-                true => parcel.failures >= UNCONFIRMED_ATTEMPTS,
-                false => since.elapsed() >= UNCONFIRMED_AFTER && others_since(Instant::now() - OTHERS_WITHIN),
+            let is_alone = match parcel.suspicion {
+                Some(Suspicion::Failing) => parcel.failures >= UNCONFIRMED_ATTEMPTS,
+                _ => since.elapsed() >= UNCONFIRMED_AFTER && others_since(Instant::now() - OTHERS_WITHIN),
             };
             if is_alone && others_since(since) {
                 tracing::warn!(shard = %shard.shard, records = parcel.items.len(), %error, "failing alone: dividing it");
-                return Next::Divide(Reason::Unconfirmed);
+                return Next::Divide(Reason::Unconfirmed, Some(Suspicion::Failing));
             }
             shard.waiting_for(sleep(parcel.backoff.next_delay())).await;
             Next::Again
@@ -175,9 +190,9 @@ async fn next_step(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError, 
             let is_forbidden = error.status == Some(StatusCode::FORBIDDEN);
             if is_forbidden && others_since(since) {
                 permit.report(Outcome::Answered);
-                return Next::Divide(Reason::Rejected);
+                return Next::Divide(Reason::Rejected, Some(Suspicion::Forbidden));
             }
-            if is_forbidden && parcel.is_suspect && since.elapsed() < SUSPECT_PATIENCE {
+            if is_forbidden && parcel.suspicion == Some(Suspicion::Forbidden) && since.elapsed() < SUSPECT_PATIENCE {
                 permit.report(Outcome::Answered);
                 shard.waiting_for(sleep(parcel.backoff.next_delay())).await;
                 return Next::Again;
@@ -192,12 +207,12 @@ async fn next_step(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError, 
     }
 }
 
-/// Puts both halves of a parcel on the stack. Halves of a parcel that failed while others succeeded are suspects.
-fn split(batch: &Batch, parcel: Parcel, parcels: &mut Vec<Parcel>) {
-    let is_suspect = parcel.is_suspect || parcel.first_failure.is_some() || parcel.first_refusal.is_some();
+/// Puts both halves of a parcel on the stack.
+fn split(batch: &Batch, parcel: Parcel, suspicion: Option<Suspicion>, parcels: &mut Vec<Parcel>) {
+    let suspicion = suspicion.or(parcel.suspicion);
     let (left, right) = batch.split(parcel.items);
-    parcels.push(Parcel { is_suspect, ..Parcel::new(right) });
-    parcels.push(Parcel { is_suspect, ..Parcel::new(left) });
+    parcels.push(Parcel { suspicion, ..Parcel::new(right) });
+    parcels.push(Parcel { suspicion, ..Parcel::new(left) });
 }
 
 fn is_short(answer: &Ingested, parcel: &Parcel) -> bool {

@@ -99,7 +99,12 @@ pub struct Client {
 impl Client {
     /// A client for the ingest endpoint below `ingest_base_url`, using the newest key that `key` shows.
     #[must_use]
-    pub fn new(transport: Box<dyn Transport>, ingest_base_url: &str, key: watch::Receiver<ApiKey>, clock: Clock) -> Self {
+    pub fn new(
+        transport: Box<dyn Transport>,
+        ingest_base_url: &str,
+        key: watch::Receiver<ApiKey>,
+        clock: Clock,
+    ) -> Self {
         let ingest_url = format!("{}/ingest", ingest_base_url.trim_end_matches('/'));
         Self { transport, ingest_url, key, clock }
     }
@@ -149,11 +154,7 @@ impl Client {
             Some(decision) => decision,
         };
         let text = String::from_utf8_lossy(answer.body());
-        Err(ApiError {
-            status: Some(answer.status()),
-            answer: text.chars().take(EXCERPT_CHARS).collect(),
-            decision,
-        })
+        Err(ApiError { status: Some(answer.status()), answer: text.chars().take(EXCERPT_CHARS).collect(), decision })
     }
 }
 

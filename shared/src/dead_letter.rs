@@ -85,7 +85,9 @@ mod payload {
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Bytes, D::Error> {
         match Payload::deserialize(deserializer)? {
             Payload { payload: Some(text), .. } => Ok(Bytes::from(text)),
-            Payload { payload_base64: Some(text), .. } => STANDARD.decode(text).map(Bytes::from).map_err(D::Error::custom),
+            Payload { payload_base64: Some(text), .. } => {
+                STANDARD.decode(text).map(Bytes::from).map_err(D::Error::custom)
+            }
             Payload { .. } => Err(D::Error::missing_field("payload")),
         }
     }

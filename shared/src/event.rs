@@ -42,6 +42,9 @@ pub struct EventRules {
     pub allow_aflo_dimensions: bool,
 }
 
+/// Names and values.
+pub type Dimensions<'a> = Vec<(Cow<'a, str>, Cow<'a, str>)>;
+
 /// One usage event, with its identity and time resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsageEvent<'a> {
@@ -58,7 +61,7 @@ pub struct UsageEvent<'a> {
     /// Whether `detail` carried the time; otherwise copies of the event may differ in it.
     pub time_from_detail: bool,
     /// Sorted by name, no name twice.
-    pub dimensions: Vec<(Cow<'a, str>, Cow<'a, str>)>,
+    pub dimensions: Dimensions<'a>,
     /// How often the event was redriven from the dead letters.
     pub redrive_count: u32,
 }
@@ -250,18 +253,20 @@ impl<'a> Source<'a> {
     fn check_time(&self, time: UnixMillis, rules: &EventRules) -> Result<(), Fault> {
         let age = i128::from(self.record.arrived_at) - i128::from(time);
         if age > i128::from(millis(rules.max_age)) {
-            let detail = format!("the event's time is {age} ms before its arrival; at most {:?} allowed", rules.max_age);
+            let detail =
+                format!("the event's time is {age} ms before its arrival; at most {:?} allowed", rules.max_age);
             return Err((Reason::TooOld, detail));
         }
         if -age > i128::from(millis(rules.max_ahead)) {
             let ahead = -age;
-            let detail = format!("the event's time is {ahead} ms after its arrival; at most {:?} allowed", rules.max_ahead);
+            let detail =
+                format!("the event's time is {ahead} ms after its arrival; at most {:?} allowed", rules.max_ahead);
             return Err((Reason::TooFarAhead, detail));
         }
         Ok(())
     }
 
-    fn dimensions(&self, rules: &EventRules) -> Result<Vec<(Cow<'a, str>, Cow<'a, str>)>, Fault> {
+    fn dimensions(&self, rules: &EventRules) -> Result<Dimensions<'a>, Fault> {
         let nested = match self.detail.get("dimensions")? {
             Some(value) => Object::parse(value.get(), "dimensions")?,
             None => Object(Vec::new()),

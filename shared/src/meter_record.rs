@@ -16,7 +16,8 @@ pub fn write(event: &UsageEvent<'_>, out: &mut Vec<u8>) {
     out.extend_from_slice(b",\"meterApiName\":");
     write_string(&event.meter_api_name, out);
     // Writing to a Vec cannot fail.
-    let _ = write!(out, ",\"meterTimeInMillis\":{},\"meterValue\":{},\"uniqueId\":", event.meter_time, event.meter_value);
+    let _ =
+        write!(out, ",\"meterTimeInMillis\":{},\"meterValue\":{},\"uniqueId\":", event.meter_time, event.meter_value);
     write_string(&event.unique_id, out);
     for (index, (name, value)) in event.dimensions.iter().enumerate() {
         out.extend_from_slice(if index == 0 { b",\"dimensions\":{" } else { b"," });

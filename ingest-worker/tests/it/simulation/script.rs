@@ -196,13 +196,19 @@ impl Play {
             0 => (format!("not json {id}"), "not_json"),
             1 => (format!("[{id}]"), "not_an_object"),
             2 => (format!(r#"{{"tenantId":"t","meterApiName":"m","bad":{id}}}"#), "missing_field"),
-            3 => (format!(r#"{{"tenantId":"t","meterApiName":"m","meterValue":"NaN","bad":{id}}}"#), "invalid_meter_value"),
+            3 => (
+                format!(r#"{{"tenantId":"t","meterApiName":"m","meterValue":"NaN","bad":{id}}}"#),
+                "invalid_meter_value",
+            ),
             4 => (format!(r#"{{"detail-type":"other","detail":{{"bad":{id}}}}}"#), "unknown_detail_type"),
             5 => (
                 format!(r#"{{"tenantId":"t","meterApiName":"m","meterValue":1,"meterTimeInMillis":5,"bad":{id}}}"#),
                 "too_old",
             ),
-            6 => (format!(r#"{{"tenantId":"t","meterApiName":"m","meterValue":1,"a":1,"a":2,"bad":{id}}}"#), "duplicate_name"),
+            6 => (
+                format!(r#"{{"tenantId":"t","meterApiName":"m","meterValue":1,"a":1,"a":2,"bad":{id}}}"#),
+                "duplicate_name",
+            ),
             _ => (String::new(), "empty"),
         };
         let data = Bytes::from(payload);
@@ -251,11 +257,8 @@ impl Play {
 
     fn break_seams(&mut self) {
         let rate = |rng: &mut Rng| if rng.u32(0..3) == 0 { 0.5 } else { 0.0 };
-        let rates = Rates {
-            stream: rate(&mut self.rng),
-            leases: rate(&mut self.rng),
-            dead_letters: rate(&mut self.rng),
-        };
+        let rates =
+            Rates { stream: rate(&mut self.rng), leases: rate(&mut self.rng), dead_letters: rate(&mut self.rng) };
         if rates.leases > 0.0 {
             self.note_overlap(false);
         }

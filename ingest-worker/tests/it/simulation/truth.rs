@@ -110,7 +110,12 @@ impl World {
             // Redriven events pass the checkpoint twice by intention.
             let redriven: BTreeSet<u32> = {
                 let truth = self.truth.lock().unwrap();
-                truth.redriven_letters.iter().filter_map(|letter| variant_in(&letter.payload)).map(|v| v.number).collect()
+                truth
+                    .redriven_letters
+                    .iter()
+                    .filter_map(|letter| variant_in(&letter.payload))
+                    .map(|v| v.number)
+                    .collect()
             };
             let wrongly: Vec<&u32> = again.intersection(&passed).filter(|number| !redriven.contains(number)).collect();
             assert!(wrongly.is_empty(), "sent again after their checkpoint: {wrongly:?}");
@@ -119,6 +124,7 @@ impl World {
 
     /// The ledger and the dead letters against the truth, when everything is settled.
     pub async fn check_balance(&self) {
+        let letters = self.letters().await;
         let truth = self.truth.lock().unwrap();
         let ledger = self.sandbox.ledger();
         assert_eq!(ledger.absorbed_with_other_bytes, 0, "a copy was not the identical bytes");
@@ -128,9 +134,6 @@ impl World {
             assert_eq!(ledger.absorbed_copies, 0, "copies reached Amberflo although nothing was ambiguous");
         }
         let billed = self.billed();
-        drop(truth);
-        let letters = self.letters().await;
-        let truth = self.truth.lock().unwrap();
         for (&number, values) in &truth.events {
             let times_billed = billed.iter().filter(|variant| variant.number == number).count();
             assert!(times_billed <= 1, "event {number} was billed {times_billed} times");
@@ -143,12 +146,18 @@ impl World {
                     .map(|letter| &*letter.reason)
                     .collect();
                 assert!(is_billed || !reasons.is_empty(), "event {number} with value {value} was lost");
-                assert!(!is_billed || reasons.is_empty() || truth.had_restart, "event {number}: billed and {reasons:?}");
+                assert!(
+                    !is_billed || reasons.is_empty() || truth.had_restart,
+                    "event {number}: billed and {reasons:?}"
+                );
                 assert_eq!(index > 0, reasons.contains(&"conflict"), "event {number}, variant {index}: {reasons:?}");
                 assert!(index == 0 || !is_billed, "event {number}: the conflicting copy was billed");
             }
         }
-        assert!(billed.iter().all(|variant| truth.events.contains_key(&variant.number)), "something unknown was billed");
+        assert!(
+            billed.iter().all(|variant| truth.events.contains_key(&variant.number)),
+            "something unknown was billed"
+        );
         for (payload, reason) in &truth.malformed {
             let found: Vec<&str> =
                 letters.iter().filter(|letter| letter.payload == payload).map(|letter| &*letter.reason).collect();
@@ -163,7 +172,10 @@ impl World {
         let billed: BTreeSet<Variant> = self.billed().into_iter().collect();
         let truth = self.truth.lock().unwrap();
         for (&number, values) in &truth.events {
-            assert!(billed.contains(&Variant { number, value: values[0] }), "event {number} was not billed by a redrive");
+            assert!(
+                billed.contains(&Variant { number, value: values[0] }),
+                "event {number} was not billed by a redrive"
+            );
         }
     }
 

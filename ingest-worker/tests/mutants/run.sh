@@ -1,0 +1,127 @@
+#!/usr/bin/env bash
+# Proves that the simulation bites: plants one deliberate bug at a time in a copy of the sources and expects a seed to
+# fail. A bug that no seed catches, or a plant that no longer fits the sources, fails this script.
+#
+#   ingest-worker/tests/mutants/run.sh [NAME ...]     all bugs, or the named ones
+set -euo pipefail
+cd "$(dirname "$0")/../../.."
+root=$PWD
+copy=$root/target/mutants
+export CARGO_TARGET_DIR=$root/target/mutants-build SIM_SEEDS=${SIM_SEEDS:-600} RUST_BACKTRACE=0
+
+# plant FILE OLD NEW: replaces OLD, which must stand in FILE exactly once.
+plant() {
+    python3 - "$copy/$1" "$2" "$3" <<'PYTHON'
+import sys
+path, old, new = sys.argv[1:]
+text = open(path).read()
+if text.count(old) != 1:
+    sys.exit(f"{path}: the text to replace stands there {text.count(old)} times:\n{old}")
+open(path, "w").write(text.replace(old, new))
+PYTHON
+}
+
+bugs=(
+    checkpoint_on_submit
+    key_kept_although_the_request_was_lost
+    now_in_the_record
+    envelope_time_in_the_fingerprint
+    dead_letter_after_the_checkpoint
+    isolation_drops_the_right_half
+    no_dedup_rebuild
+    no_fence_after_a_pause
+    redrive_changes_one_byte
+    suspicion_after_one_failure
+)
+
+bug_checkpoint_on_submit() { # instead of on settle
+    plant ingest-worker/src/shard.rs \
+        'let batch = path.take_batch();' \
+        'let batch = path.take_batch();
+                if let Some((sequence_number, arrived_at)) = batch.last.clone() {
+                    checkpoint.send_replace(Checkpoint::Settled { sequence_number, arrived_at });
+                }'
+}
+bug_key_kept_although_the_request_was_lost() { # the rebuild takes what lies behind the checkpoint for settled
+    plant ingest-worker/src/shard.rs \
+        'self.end_rebuild();
+            self.take_record(record);' \
+        'if self.rebuild_until.is_some() && page.page.millis_behind_latest > 0 {
+                self.remember(record);
+            }
+            self.end_rebuild();
+            self.take_record(record);'
+}
+bug_now_in_the_record() { # as the original plugin does
+    plant ingest-worker/src/batch.rs \
+        'meter_record::write(event, &mut self.open.body);' \
+        'let mut event = event.clone();
+        event.meter_time += tokio::time::Instant::now().elapsed().as_millis() as i64 + fastrand::i64(0..1000);
+        let event = &event;
+        meter_record::write(event, &mut self.open.body);'
+}
+bug_envelope_time_in_the_fingerprint() { # a retried PutEvents has a new envelope time
+    plant ingest-worker/src/dedup.rs \
+        'if event.time_from_detail { event.meter_time } else { UnixMillis::MIN }' \
+        'event.meter_time'
+}
+bug_dead_letter_after_the_checkpoint() { # stored in the background
+    plant ingest-worker/src/submit.rs \
+        'store(&shard, &letters).await;' \
+        'let (shard, letters) = (Arc::clone(&shard), letters.clone());
+        tokio::spawn(async move { store(&shard, &letters).await });'
+}
+bug_isolation_drops_the_right_half() {
+    plant ingest-worker/src/submit.rs \
+        'parcels.push(Parcel { suspicion, ..Parcel::new(right) });' \
+        'drop(right);'
+}
+bug_no_dedup_rebuild() { # reads on behind the checkpoint with an empty window
+    plant ingest-worker/src/shard.rs \
+        '(Position::AtTime(arrived_at - reach), Some(sequence_number.clone()))' \
+        '{ let _ = (arrived_at, reach); (Position::After(sequence_number.clone()), None) }'
+}
+bug_no_fence_after_a_pause() {
+    plant ingest-worker/src/lease.rs \
+        'if Instant::now() >= deadline {
+                return;
+            }' \
+        'if false {
+                return;
+            }
+            std::future::pending::<()>().await;'
+}
+bug_redrive_changes_one_byte() {
+    plant shared/src/redrive.rs \
+        'let marker = Redrive { count: letter.redrive_count + 1, unique_id, meter_time_in_millis };' \
+        'let marker = Redrive { count: letter.redrive_count + 1, unique_id, meter_time_in_millis: meter_time_in_millis + 1 };'
+}
+bug_suspicion_after_one_failure() { # a batch that was divided for another reason is given up after three failures
+    plant ingest-worker/src/submit.rs \
+        'let suspicion = suspicion.or(parcel.suspicion);' \
+        'let suspicion = suspicion.or(parcel.suspicion).or(parcel.first_failure.map(|_| Suspicion::Failing));'
+}
+
+missed=()
+for bug in "${@:-${bugs[@]}}"; do
+    rm -rf "$copy"
+    mkdir -p "$copy"
+    git ls-files --cached --others --exclude-standard -z | tar --null --files-from=- --create | tar --extract --directory "$copy"
+    "bug_$bug"
+    if ! (cd "$copy" && cargo test --quiet -p ingest-worker --test it --no-run) 2>"$copy/build.log"; then
+        cat "$copy/build.log"
+        echo "the planted bug $bug does not compile" >&2
+        exit 1
+    fi
+    if (cd "$copy" && timeout 300 cargo test --quiet -p ingest-worker --test it simulation) >"$copy/run.log" 2>&1; then
+        echo "MISSED  $bug"
+        missed+=("$bug")
+    else
+        seed=$(grep -o 'failed seeds: \[[0-9, ]*\]' "$copy/run.log" | head -n 1 || true)
+        first=$(grep -A1 -m1 'panicked at' "$copy/run.log" | tail -n 1 | cut -c 1-100)
+        [ -n "$seed" ] || { tail -n 20 "$copy/run.log"; echo "$bug: the run failed without a failed seed" >&2; exit 1; }
+        echo "caught  $bug  ($seed: $first)"
+    fi
+done
+rm -rf "$copy"
+[ ${#missed[@]} -eq 0 ] || { echo "not caught: ${missed[*]}" >&2; exit 1; }
