@@ -1,2 +1,48 @@
-//! x
-fn main() {}
+//! Load on the metering pipeline, and the proof that it bills each event once: `loadtest demo` is where to start.
+
+mod audit;
+mod demo;
+mod faults;
+mod generator;
+mod producer;
+mod progress;
+mod report;
+mod scrape;
+mod truth;
+mod worker_process;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Puts load on the metering pipeline and audits what became of every event.
+#[derive(Debug, Parser)]
+#[command(name = "loadtest", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Demo(demo::DemoArgs),
+    /// Runs the ingest worker: how the other commands start one, because `cargo run` builds this program only.
+    #[command(name = worker_process::SUBCOMMAND, hide = true, disable_help_flag = true)]
+    IngestWorker {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Demo(args) => demo::run(args).await,
+        Command::IngestWorker { args } => return worker_process::child_main(args).await,
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("loadtest: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,6 +1,9 @@
 //! Integration tests of the ingest worker: real sockets, a real SQLite file, and a seeded simulation.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
+mod answers;
 mod bus;
 mod clients;
+mod harness;
+mod process;
 mod simulation;

@@ -1,0 +1,21 @@
+# `make demo` and `make test` are all a newcomer needs; `make help` lists the rest.
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench mutants lint
+
+help: ## what there is
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: ## the whole job on this machine: emit, break, kill, reconcile
+	cargo run --release --package loadtest -- demo
+
+test: ## every suite; the last lines list what ran and what could not
+	./.ci/test
+
+bench: ## measurements: events per CPU-second, memory, durable PutEvents
+	cargo run --release --package loadtest -- bench
+
+mutants: ## plants bugs one by one; the simulation must catch each
+	ingest-worker/tests/mutants/run.sh
+
+lint: ## formatting, clippy, docs, dependencies
+	./.ci/lint

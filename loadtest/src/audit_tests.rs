@@ -1,0 +1,226 @@
+//! Plants failures: an auditor that cannot fail proves nothing.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use amberflo_sandbox::{DoubleBilled, LedgerLine, LedgerSnapshot, StoredRecord, Total};
+use bytes::Bytes;
+use shared::dead_letter::DeadLetter;
+use shared::reason::Reason;
+
+use super::{Audit, Bill};
+use crate::truth::{MalformedEvent, Truth, ValidEvent, Variant};
+
+const NOW: i64 = 1_790_000_000_000;
+
+fn variant(value: &str, detail: &str, acknowledged: u64) -> Variant {
+    Variant { value: value.to_owned(), detail: detail.into(), acknowledged, sent: Some(Duration::ZERO) }
+}
+
+fn event(unique_id: &str, variants: Vec<Variant>, is_poison: bool) -> ValidEvent {
+    let dimensions = BTreeMap::from([("plan".to_owned(), "pro".to_owned())]);
+    let (tenant, unique_id) = ("t1".to_owned(), unique_id.to_owned());
+    ValidEvent { tenant, meter: "calls", unique_id, time: Some(NOW), dimensions, variants, is_poison }
+}
+
+/// A plain event with a retry, a conflict whose second content won, a poisoned event, and a malformed one.
+fn truth() -> Truth {
+    let malformed = MalformedEvent { detail: r#"{"bad": 1}"#.into(), reason: Reason::MissingField, acknowledged: 1 };
+    Truth {
+        valid: vec![
+            event("a", vec![variant("5", r#"{"a":5}"#, 2)], false),
+            event("b", vec![variant("7", r#"{"b":7}"#, 1), variant("97", r#"{"b":97}"#, 1)], false),
+            event("p", vec![variant("1", r#"{"p":1}"#, 1)], true),
+            event("q", vec![variant("0.25", r#"{"q":0.25}"#, 1)], false),
+        ],
+        malformed: vec![malformed],
+    }
+}
+
+fn record(unique_id: &str, value: &str) -> StoredRecord {
+    StoredRecord {
+        index: 0,
+        at: Duration::ZERO,
+        customer_id: "t1".to_owned(),
+        meter_api_name: "calls".to_owned(),
+        time_millis: NOW,
+        value: Some(value.to_owned()),
+        unique_id: Some(unique_id.to_owned()),
+        dimensions: BTreeMap::from([("plan".to_owned(), "pro".to_owned())]),
+        raw: format!("{{{unique_id}}}"),
+        copies: 0,
+    }
+}
+
+/// The bill of these records, with totals that agree with them.
+fn bill(records: Vec<StoredRecord>) -> Bill {
+    let mut lines = BTreeMap::<_, LedgerLine>::new();
+    for record in &records {
+        let names = (record.customer_id.clone(), record.meter_api_name.clone());
+        let line = lines.entry(names.clone()).or_insert_with(|| LedgerLine {
+            customer_id: names.0,
+            meter_api_name: names.1,
+            events: 0,
+            total: Total::default(),
+            absorbed_copies: 0,
+        });
+        line.events += 1;
+        line.total = super::plus(line.total, super::parse(record.value.as_deref().unwrap()));
+    }
+    let ledger = LedgerSnapshot { lines: lines.into_values().collect(), ..LedgerSnapshot::default() };
+    Bill { records, ledger, billed_more_than_once: Vec::new() }
+}
+
+fn sound_bill() -> Bill {
+    bill(vec![record("a", "5"), record("b", "97"), record("q", "0.25")])
+}
+
+fn letter(detail: &str, reason: Reason) -> DeadLetter {
+    DeadLetter {
+        schema_version: 1,
+        reason: reason.to_string(),
+        detail: String::new(),
+        payload: Bytes::from(format!(r#"{{"version":"0","id":"i","detail-type":"ingestUsage","detail":{detail}}}"#)),
+        partition_key: "t1".to_owned(),
+        stream: String::new(),
+        shard: String::new(),
+        sequence_number: String::new(),
+        arrived_at: NOW,
+        tenant_id: None,
+        meter_api_name: None,
+        unique_id: None,
+        meter_time_in_millis: None,
+        redrive_count: 0,
+        amberflo_status: None,
+        amberflo_answer: None,
+        worker: String::new(),
+        dead_lettered_at: NOW,
+    }
+}
+
+fn sound_letters() -> Vec<DeadLetter> {
+    vec![
+        letter(r#"{"b":7}"#, Reason::Conflict),
+        letter(r#"{"p":1}"#, Reason::Rejected),
+        letter(r#"{"bad": 1}"#, Reason::MissingField),
+    ]
+}
+
+/// Runs the audit and answers lost, double-billed, misbilled, missing dead letters, unexpected.
+fn failures(truth: &Truth, bill: &Bill, letters: &[DeadLetter]) -> [u64; 5] {
+    let audit = Audit::of(truth, bill, letters);
+    let counts = [audit.lost, audit.double_billed, audit.misbilled, audit.missing_dead_letters, audit.unexpected];
+    assert_eq!(audit.passed(), counts == [0; 5]);
+    assert_eq!(audit.findings.is_empty(), audit.passed(), "{:?}", audit.findings);
+    counts
+}
+
+#[test]
+fn a_sound_run_passes_and_adds_up() {
+    let mut letters = sound_letters();
+    letters.push(letters[0].clone());
+    let audit = Audit::of(&truth(), &sound_bill(), &letters);
+    assert!(audit.passed(), "{:?}", audit.findings);
+    assert_eq!((audit.emitted, audit.unique_valid, audit.delivered), (7, 4, 3));
+    assert_eq!((audit.duplicates, audit.conflicts, audit.malformed, audit.refused), (1, 1, 1, 1));
+    assert_eq!(audit.emitted, audit.unique_valid + audit.duplicates + audit.conflicts_emitted + audit.malformed);
+    assert_eq!((audit.dead_lettered, audit.dead_letter_copies), (3, 1), "stored twice across a kill");
+    let meter = &audit.meters[0];
+    assert_eq!((meter.expected, meter.billed), (Total { integers: 102, decimals: 0.25 }, meter.expected));
+}
+
+#[test]
+fn a_lost_event_is_reported() {
+    let bill = bill(vec![record("b", "97"), record("q", "0.25")]);
+    assert_eq!(failures(&truth(), &bill, &sound_letters()), [1, 0, 0, 0, 0]);
+    let without_poison: Vec<_> = sound_letters().into_iter().filter(|letter| letter.reason != "rejected").collect();
+    assert_eq!(failures(&truth(), &sound_bill(), &without_poison), [1, 0, 0, 0, 0]);
+    // An empty bill is the greatest loss, not a clean slate.
+    assert_eq!(failures(&truth(), &Bill::default(), &[])[0], 4);
+}
+
+#[test]
+fn a_good_event_in_the_dead_letters_is_not_lost_but_unexpected() {
+    let bill = bill(vec![record("b", "97"), record("q", "0.25")]);
+    let mut letters = sound_letters();
+    letters.push(letter(r#"{"a":5}"#, Reason::Rejected));
+    assert_eq!(failures(&truth(), &bill, &letters), [0, 0, 0, 0, 1]);
+    assert_eq!(failures(&truth(), &sound_bill(), &letters), [0, 0, 0, 0, 1], "billed and dead-lettered");
+}
+
+#[test]
+fn a_double_billed_event_is_reported_once() {
+    let twice = || vec![record("a", "5"), record("a", "5"), record("b", "97"), record("q", "0.25")];
+    assert_eq!(failures(&truth(), &bill(twice()), &sound_letters()), [0, 1, 0, 0, 0]);
+    // By the sandbox's own audit alone.
+    let mut named = sound_bill();
+    let (customer_id, meter_api_name, unique_id) = ("t1".to_owned(), "calls".to_owned(), "a".to_owned());
+    named.billed_more_than_once.push(DoubleBilled { customer_id, meter_api_name, unique_id, times: 2 });
+    assert_eq!(failures(&truth(), &named, &sound_letters()), [0, 1, 0, 0, 0]);
+    // By the totals alone.
+    let mut total = sound_bill();
+    total.ledger.lines[0].total.decimals += 0.25;
+    assert_eq!(failures(&truth(), &total, &sound_letters()), [0, 1, 0, 0, 0]);
+    // Both contents of a conflict.
+    let both = bill(vec![record("a", "5"), record("b", "97"), record("b", "7"), record("q", "0.25")]);
+    assert_eq!(failures(&truth(), &both, &sound_letters())[1], 1);
+}
+
+#[test]
+fn a_wrongly_valued_event_is_reported() {
+    let low = bill(vec![record("a", "4"), record("b", "97"), record("q", "0.25")]);
+    assert_eq!(failures(&truth(), &low, &sound_letters()), [0, 0, 1, 0, 0]);
+    let high = bill(vec![record("a", "6"), record("b", "97"), record("q", "0.25")]);
+    assert_eq!(failures(&truth(), &high, &sound_letters()), [0, 1, 1, 0, 0], "the customer pays too much");
+    for spoil in [
+        |record: &mut StoredRecord| record.time_millis += 1,
+        |record: &mut StoredRecord| record.dimensions = BTreeMap::new(),
+    ] {
+        let mut bill = sound_bill();
+        spoil(&mut bill.records[0]);
+        assert_eq!(failures(&truth(), &bill, &sound_letters()), [0, 0, 1, 0, 0]);
+    }
+}
+
+#[test]
+fn another_customer_or_meter_is_reported() {
+    for spoil in [
+        |record: &mut StoredRecord| record.customer_id = "t2".to_owned(),
+        |record: &mut StoredRecord| record.meter_api_name = "seats".to_owned(),
+    ] {
+        let mut records = sound_bill().records;
+        spoil(&mut records[0]);
+        assert_eq!(failures(&truth(), &bill(records), &sound_letters()), [0, 1, 1, 0, 0], "somebody pays for nothing");
+    }
+}
+
+#[test]
+fn a_missing_or_altered_dead_letter_is_reported() {
+    for index in [0, 2] {
+        let mut letters = sound_letters();
+        letters.remove(index);
+        assert_eq!(failures(&truth(), &sound_bill(), &letters), [0, 0, 0, 1, 0]);
+    }
+    // The same JSON in other bytes is not what was emitted.
+    let mut letters = sound_letters();
+    letters[2] = letter(r#"{"bad":1}"#, Reason::MissingField);
+    assert_eq!(failures(&truth(), &sound_bill(), &letters), [0, 0, 0, 1, 1]);
+    letters[2] = letter(r#"{"bad": 1}"#, Reason::TooOld);
+    assert_eq!(failures(&truth(), &sound_bill(), &letters), [0, 0, 0, 1, 0], "another reason");
+}
+
+#[test]
+fn an_invented_event_is_reported() {
+    let bill = bill(vec![record("a", "5"), record("b", "97"), record("q", "0.25"), record("x", "0")]);
+    assert_eq!(failures(&truth(), &bill, &sound_letters()), [0, 0, 0, 0, 1]);
+}
+
+#[test]
+fn what_was_never_acknowledged_is_nobodys_loss() {
+    let mut truth = truth();
+    truth.valid[0].variants[0].acknowledged = 0;
+    truth.malformed[0].acknowledged = 0;
+    assert_eq!(failures(&truth, &sound_bill(), &sound_letters()), [0; 5]);
+    let bill = bill(vec![record("b", "97"), record("q", "0.25")]);
+    assert_eq!(failures(&truth, &bill, &sound_letters()[..2]), [0; 5]);
+}

@@ -1,0 +1,125 @@
+//! What the pipeline costs, as tables. Nothing here passes or fails on a time: machines differ.
+//!
+//! Throughput is given per second of CPU time (user and system, all threads of the process), which a busy machine
+//! changes less than wall time. Where two things are compared they run in turns, and medians are shown.
+
+mod bare_loop;
+mod dedup;
+mod gzip;
+mod measure;
+mod path;
+mod payload;
+mod put_events;
+mod stages;
+mod worker_process;
+
+use std::process::Command;
+
+use payload::Payload;
+
+/// Arguments of `loadtest bench`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct BenchArgs {
+    /// Smaller sizes: all of it in less than a minute, with less certain numbers.
+    #[arg(long)]
+    quick: bool,
+    /// Runs only this one.
+    #[arg(long, value_enum)]
+    only: Option<Bench>,
+}
+
+/// The benchmarks, in the order in which they run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Bench {
+    /// Memory of the dedup window; first, while the heap is small.
+    Dedup,
+    /// The worker's path beside a bare loop.
+    Path,
+    /// Where the path's time goes.
+    Stages,
+    /// Levels of gzip.
+    Gzip,
+    /// Durable PutEvents.
+    PutEvents,
+    /// A worker's memory under full load.
+    Memory,
+    /// A worker's throughput with default limits.
+    Limits,
+}
+
+/// How much is done.
+struct Sizes {
+    events: usize,
+    rounds: usize,
+    put_events_seconds: u64,
+    dedup_keys: &'static [u32],
+    backlog: usize,
+    limited_backlog: usize,
+}
+
+const FULL: Sizes = Sizes {
+    events: 400_000,
+    rounds: 7,
+    put_events_seconds: 5,
+    dedup_keys: &[10_000, 100_000, 1_000_000, 5_000_000],
+    backlog: 1_000_000,
+    limited_backlog: 200_000,
+};
+const QUICK: Sizes = Sizes {
+    events: 100_000,
+    rounds: 3,
+    put_events_seconds: 2,
+    dedup_keys: &[10_000, 100_000, 1_000_000],
+    backlog: 150_000,
+    limited_backlog: 50_000,
+};
+
+/// Runs the benchmarks and prints their tables.
+///
+/// # Errors
+/// When something cannot run at all, or a path under measurement loses an event.
+pub async fn run(args: &BenchArgs) -> anyhow::Result<()> {
+    let sizes = if args.quick { QUICK } else { FULL };
+    let is_wanted = |bench| args.only.is_none_or(|only| only == bench);
+    print_context(args.quick);
+    if is_wanted(Bench::Dedup) {
+        dedup::run(sizes.dedup_keys);
+    }
+    if [Bench::Path, Bench::Stages, Bench::Gzip].into_iter().any(is_wanted) {
+        let payload = Payload::generate(sizes.events);
+        if is_wanted(Bench::Path) {
+            path::run(&payload, sizes.rounds).await?;
+        }
+        if is_wanted(Bench::Stages) {
+            stages::run(&payload, sizes.rounds).await?;
+        }
+        if is_wanted(Bench::Gzip) {
+            gzip::run(&payload, sizes.rounds)?;
+        }
+    }
+    if is_wanted(Bench::PutEvents) {
+        put_events::run(sizes.put_events_seconds).await?;
+    }
+    if is_wanted(Bench::Memory) {
+        worker_process::memory(sizes.backlog).await?;
+    }
+    if is_wanted(Bench::Limits) {
+        worker_process::limits(sizes.limited_backlog).await?;
+    }
+    Ok(())
+}
+
+fn print_context(quick: bool) {
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let cpu = cpu.lines().find(|line| line.starts_with("model name")).and_then(|line| line.split_once(": "));
+    let cpu = cpu.map_or("unknown CPU", |(_, name)| name);
+    // The toolchain is pinned in rust-toolchain.toml, so the compiler found here is the one that built this.
+    let rustc = Command::new("rustc").arg("--version").output().ok();
+    let rustc = rustc.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    println!("machine  {cores} cores, {cpu}, {} {}", std::env::consts::OS, std::env::consts::ARCH);
+    println!("rustc    {}", rustc.filter(|version| !version.is_empty()).as_deref().unwrap_or("unknown"));
+    println!("profile  {}", if cfg!(debug_assertions) { "debug: the numbers mean nothing" } else { "release" });
+    println!("sizes    {}", if quick { "quick" } else { "full" });
+    println!("cpu time CLOCK_PROCESS_CPUTIME_ID: user and system, all threads");
+}
