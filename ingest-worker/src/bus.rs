@@ -1,7 +1,7 @@
 //! The local bus: answers EventBridge's `PutEvents` over HTTP and publishes usage events to the stream.
 //!
 //! An AWS SDK or the AWS CLI with `AWS_ENDPOINT_URL_EVENTBRIDGE` pointed here works unchanged. There is one rule, as
-//! the deployed stack has it: entries of [`ROUTED_DETAIL_TYPES`] go to the stream, on whatever bus and from whatever
+//! the deployed stack has it: entries of [`DETAIL_TYPES`](shared::event::DETAIL_TYPES) go to the stream, on whatever bus and from whatever
 //! source they are put; all others are accepted, as on a bus where no rule matches, and go nowhere. Signatures are not
 //! checked: the address it listens on is its only protection. A browser's page cannot reach it, because the
 //! `X-Amz-Target` header that it asks for makes a browser ask for leave first, which is never given.
@@ -11,6 +11,7 @@
 mod put_events;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -23,10 +24,11 @@ use futures_util::StreamExt as _;
 use serde::Serialize;
 use shared::backend::{BackendError, Stream};
 use shared::clock::Clock;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use put_events::Outcome;
-pub use put_events::ROUTED_DETAIL_TYPES;
 
 const TARGET: &str = "AWSEvents.PutEvents";
 
@@ -36,6 +38,12 @@ const MAX_BODY_BYTES: usize = 4 << 20;
 
 /// A larger body is read up to here and thrown away: a client that is still sending does not see an early answer.
 const MAX_DISCARDED_BYTES: usize = 32 << 20;
+
+/// Requests that are worked on at a time; others wait, unread.
+const MAX_REQUESTS: usize = 64;
+
+/// How long a client may take to send its body: a slow one must not keep the others out.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 const ABOUT: &str = "\
 This is the local event bus of the metering ingest worker. It answers Amazon EventBridge's PutEvents, so that usage
@@ -54,19 +62,24 @@ pub fn router(stream: Arc<dyn Stream>, clock: Clock) -> Router {
     Router::new()
         .route("/", get(about).post(post))
         .fallback(|| async { (StatusCode::NOT_FOUND, ABOUT) })
-        .with_state(Bus { stream, clock })
+        .with_state(Bus { stream, clock, bodies: Arc::new(Semaphore::new(MAX_REQUESTS)) })
 }
 
 #[derive(Clone)]
 struct Bus {
     stream: Arc<dyn Stream>,
     clock: Clock,
+    /// Bounds the memory that bodies take together.
+    bodies: Arc<Semaphore>,
 }
 
 async fn post(State(bus): State<Bus>, request: Request) -> Response {
     let target = request.headers().get("x-amz-target").and_then(|target| target.to_str().ok()).map(str::to_owned);
     // Read even where it is of no use, so that the connection can be used again.
-    let result = match (read_body(request.into_body()).await, target.as_deref()) {
+    let _place = bus.bodies.acquire().await;
+    let body = timeout(BODY_TIMEOUT, read_body(request.into_body())).await;
+    let body = body.unwrap_or_else(|_| Err(Error::serialization("The body did not arrive in time.")));
+    let result = match (body, target.as_deref()) {
         (Err(error), _) => Err(error),
         (Ok(body), Some(TARGET)) => put(&bus, &body).await,
         (Ok(_), target) => Err(unknown_operation(target)),

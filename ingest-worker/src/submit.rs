@@ -173,6 +173,9 @@ async fn next_step(
         Decision::Backoff => {
             permit.report(Outcome::Failed);
             parcel.failures += 1;
+            if parcel.failures.is_power_of_two() {
+                tracing::warn!(shard = %shard.shard, %error, failures = parcel.failures, "Amberflo fails; trying again");
+            }
             let since = *parcel.first_failure.get_or_insert(started);
             let is_alone = match parcel.suspicion {
                 Some(Suspicion::Failing) => parcel.failures >= UNCONFIRMED_ATTEMPTS,

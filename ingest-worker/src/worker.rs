@@ -162,6 +162,7 @@ impl Worker {
         let ready = scan.has_worked && !self.common.limiter.is_paused();
         self.ready.set(ready);
         metrics::gauge!("ingest_ready").set(f64::from(u8::from(ready)));
+        metrics::gauge!("ingest_concurrency_limit").set(self.common.limiter.concurrency());
         metrics::gauge!("ingest_leases_held").set(scan.held.len() as f64);
     }
 }

@@ -9,12 +9,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use shared::backend::NewRecord;
 use shared::clock::UnixMillis;
+use shared::event::DETAIL_TYPES;
 use uuid::Uuid;
 
 use super::Error;
-
-/// The detail types that reach the stream: what SBT's metering contract calls a usage event, old and new name.
-pub const ROUTED_DETAIL_TYPES: [&str; 2] = ["ingestUsage", "sbt_aws_ingestUsage"];
 
 const MAX_ENTRIES: usize = 10;
 const MAX_TOTAL_BYTES: usize = 1 << 20;
@@ -164,7 +162,7 @@ fn event_time(time: &RawValue) -> Result<Timestamp, Error> {
 
 fn accept(entry: &Entry<'_>, source: &str, detail_type: &str, detail: &RawValue, time: Timestamp) -> Outcome {
     let event_id = Uuid::new_v4().to_string();
-    let routed = ROUTED_DETAIL_TYPES.contains(&detail_type);
+    let routed = DETAIL_TYPES.contains(&detail_type);
     // An envelope does not name its bus, so this is the one place where it can be seen.
     let bus = entry.event_bus_name.as_deref().unwrap_or("default");
     tracing::debug!(event_id, source, detail_type, bus, routed, "event accepted");
