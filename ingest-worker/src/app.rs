@@ -29,6 +29,9 @@ use crate::worker::Worker;
 use crate::{bus, metrics};
 
 const PRUNE_INTERVAL: Duration = Duration::from_secs(30);
+/// Batches wait in order for the checkpoint: this many per request in flight keep a shard going while one of its
+/// batches is searched for a bad record.
+const UNSETTLED_PER_REQUEST: usize = 4;
 /// Leases are released within this time after the drain of the shards.
 const RELEASE_TIME: Duration = Duration::from_secs(2);
 
@@ -162,7 +165,7 @@ fn common(settings: &Settings, store: &LocalStore, keys: ApiKeys) -> anyhow::Res
         buffer: Buffer::new(usize::try_from(settings.buffer_max_bytes.as_u64()).unwrap_or(usize::MAX)),
         rules: settings.event_rules(),
         batch: settings.batch_limits(),
-        max_in_flight: settings.max_in_flight.get() as usize,
+        max_unsettled: UNSETTLED_PER_REQUEST * settings.max_in_flight.get() as usize,
         dedup_window: settings.dedup_window,
         drain: settings.shutdown_grace,
         clock,

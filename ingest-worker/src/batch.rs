@@ -70,6 +70,13 @@ pub struct Item {
     pub record: Record,
 }
 
+/// What [`Batcher::push`] added, to be joined with its record.
+#[must_use]
+pub struct Pushed {
+    bytes: Range<usize>,
+    group: u64,
+}
+
 /// A stretch of one shard, ready to be settled as a whole: records to deliver, dead letters to store, duplicates to
 /// count. The checkpoint may pass `last` when all of it is settled.
 #[derive(Default)]
@@ -122,7 +129,7 @@ impl Batch {
     #[must_use]
     pub fn gzip(&self, items: &[usize]) -> Bytes {
         let is_whole = items.len() == self.items.len();
-        let mut encoder = GzEncoder::new(Vec::with_capacity(4096 + self.body.len() / 8), GZIP_LEVEL);
+        let mut encoder = GzEncoder::new(Vec::with_capacity(4096 + self.body.len() / 3), GZIP_LEVEL);
         // Writing to a Vec cannot fail.
         let _ = encoder.write_all(b"[");
         if is_whole {
@@ -169,9 +176,11 @@ impl Batcher {
         Self { limits, open: Batch::default(), opened_at: None, full: VecDeque::new(), draining: false }
     }
 
-    /// Adds an event. `false`: its record alone is larger than a request may be, and it was not added.
+    /// Adds an event's record to the body; `None`: it alone is larger than a request may be, and it was not added.
+    ///
+    /// The event borrows from what it was read from, so that comes later, with [`advance`](Self::advance).
     #[must_use]
-    pub fn push(&mut self, event: &UsageEvent<'_>, record: &Record) -> bool {
+    pub fn push(&mut self, event: &UsageEvent<'_>) -> Option<Pushed> {
         let start = self.open.body.len();
         let comma = usize::from(start > 0);
         self.open.body.extend_from_slice(&b","[..comma]);
@@ -179,7 +188,7 @@ impl Batcher {
         let bytes = start + comma..self.open.body.len();
         if bytes.len() + 2 > self.limits.max_bytes.get() {
             self.open.body.truncate(start);
-            return false;
+            return None;
         }
         let bytes = if self.open.body_bytes() > self.limits.max_bytes.get() {
             let serialised = self.open.body.split_off(bytes.start);
@@ -190,13 +199,11 @@ impl Batcher {
         } else {
             bytes
         };
-        let group = group(event);
-        self.open.items.push(Item { bytes, group, record: record.clone() });
         match self.open.meters.get_mut(event.meter_api_name.as_ref()) {
             Some(count) => *count += 1,
             None => _ = self.open.meters.insert(event.meter_api_name.to_string(), 1),
         }
-        true
+        Some(Pushed { bytes, group: group(event) })
     }
 
     /// Adds a dead letter.
@@ -209,14 +216,30 @@ impl Batcher {
         self.open.duplicates += 1;
     }
 
-    /// Ends the handling of `record`: the open batch now reaches up to it.
-    pub fn advance(&mut self, record: &Record, window_mark: u64, memory: &Arc<OwnedSemaphorePermit>) {
+    /// Ends the handling of `record`, of which `pushed` was added: the open batch now reaches up to it.
+    pub fn advance(
+        &mut self,
+        record: Record,
+        pushed: Option<Pushed>,
+        window_mark: u64,
+        memory: &Arc<OwnedSemaphorePermit>,
+    ) {
         self.opened_at.get_or_insert_with(Instant::now);
-        self.open.last = Some((record.sequence_number.clone(), record.arrived_at));
+        match &mut self.open.last {
+            // Written over, not allocated anew: this runs for every record.
+            Some((sequence_number, arrived_at)) => {
+                sequence_number.0.clone_from(&record.sequence_number.0);
+                *arrived_at = record.arrived_at;
+            }
+            last => *last = Some((record.sequence_number.clone(), record.arrived_at)),
+        }
         self.open.first_arrival.get_or_insert(record.arrived_at);
         self.open.window_mark = window_mark;
         if self.open.memory.last().is_none_or(|last| !Arc::ptr_eq(last, memory)) {
             self.open.memory.push(Arc::clone(memory));
+        }
+        if let Some(Pushed { bytes, group }) = pushed {
+            self.open.items.push(Item { bytes, group, record });
         }
         let max_events = self.limits.max_events.get();
         if self.open.items.len() >= max_events || self.open.letters.len() >= max_events {
@@ -267,7 +290,13 @@ impl Batcher {
     }
 
     fn close(&mut self, trigger: Trigger) {
-        let batch = mem::take(&mut self.open);
+        // The next batch will be about as large: it need not grow into that by copying.
+        let next = Batch {
+            body: Vec::with_capacity(self.open.body.len()),
+            items: Vec::with_capacity(self.open.items.len()),
+            ..Batch::default()
+        };
+        let batch = mem::replace(&mut self.open, next);
         self.opened_at = None;
         if !batch.is_empty() {
             self.full.push_back((batch, trigger));

@@ -20,7 +20,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::batch::{BatchLimits, Batcher};
+use crate::batch::{BatchLimits, Batcher, Pushed};
 use crate::dedup::{KeyBudget, Seen, Window};
 use crate::lease::Fence;
 use crate::limiter::Limiter;
@@ -73,7 +73,7 @@ pub struct Common {
     /// How batches are cut.
     pub batch: BatchLimits,
     /// Batches of one shard that may be unsettled at a time.
-    pub max_in_flight: usize,
+    pub max_unsettled: usize,
     /// How long a dedup window reaches.
     pub dedup_window: Duration,
     /// How long a drain may take.
@@ -104,7 +104,7 @@ pub async fn run(shard: Arc<ShardContext>, checkpoint: &watch::Sender<Checkpoint
     let mut drain_until = None;
 
     loop {
-        let has_room = in_flight.len() < shard.max_in_flight;
+        let has_room = in_flight.len() < shard.max_unsettled;
         let due_at = path.batcher.due_at().filter(|_| has_room);
         let needs_permit = path.batcher.needs_permit();
         tokio::select! {
@@ -132,7 +132,7 @@ pub async fn run(shard: Arc<ShardContext>, checkpoint: &watch::Sender<Checkpoint
                 let submit = tokio::spawn(settle(Arc::clone(&shard), batch, permit_for_due));
                 in_flight.push_back(AbortOnDropHandle::new(submit));
             }
-            Some(page) = pages.next(), if !path.batcher.is_full() && drain_until.is_none() => path.take_page(&page),
+            Some(page) = pages.next(), if !path.batcher.is_full() && drain_until.is_none() => path.take_page(page),
             _ = tick.tick() => path.observe(),
         }
         if let Some(until) = drain_until {
@@ -187,47 +187,56 @@ impl Path {
         self.rebuild_from.clone()
     }
 
-    fn take_page(&mut self, page: &BufferedPage) {
-        self.millis_behind_latest = page.page.millis_behind_latest;
+    fn take_page(&mut self, page: BufferedPage) {
+        let BufferedPage { page, memory } = page;
+        self.millis_behind_latest = page.millis_behind_latest;
+        if page.records.is_empty() && page.millis_behind_latest == 0 {
+            self.end_rebuild();
+        }
         let mut read = 0;
-        for record in &page.page.records {
+        for record in page.records {
             if self.rebuild_until.as_ref().is_some_and(|until| record.sequence_number <= *until) {
-                self.remember(record);
+                self.remember(&record);
                 continue;
             }
             self.end_rebuild();
-            self.take_record(record);
-            self.batcher.advance(record, self.window.mark(), &page.memory);
+            let pushed = self.take_record(&record);
+            self.batcher.advance(record, pushed, self.window.mark(), &memory);
             read += 1;
-        }
-        if page.page.records.is_empty() && page.page.millis_behind_latest == 0 {
-            self.end_rebuild();
         }
         self.read += read;
         metrics::counter!("ingest_records_read_total").increment(read);
     }
 
-    fn take_record(&mut self, record: &Record) {
+    /// Puts the record where it belongs; answers what of it is to be delivered.
+    fn take_record(&mut self, record: &Record) -> Option<Pushed> {
         let event = match event::parse(record, &self.shard.shard, &self.shard.rules) {
             Ok(event) => event,
             Err(rejection) => {
                 let letter = self.shard.letter(record, rejection.reason, rejection.detail, rejection.identity);
-                return self.batcher.push_letter(letter);
+                self.batcher.push_letter(letter);
+                return None;
             }
         };
-        match self.window.insert(&event, record.arrived_at) {
-            Seen::Duplicate => self.batcher.push_duplicate(),
+        let (reason, detail) = match self.window.insert(&event, record.arrived_at) {
+            Seen::Duplicate => {
+                self.batcher.push_duplicate();
+                return None;
+            }
             Seen::Conflict => {
-                let detail = "another event with this idempotency key and other contents came before".to_owned();
-                self.batcher.push_letter(self.shard.letter(record, Reason::Conflict, detail, event.identity()));
+                let detail = "another event with this idempotency key and other contents came before";
+                (Reason::Conflict, detail.to_owned())
             }
-            Seen::New => {
-                if !self.batcher.push(&event, record) {
-                    let detail = format!("its record alone exceeds BATCH_MAX_BYTES={}", self.shard.batch.max_bytes);
-                    self.batcher.push_letter(self.shard.letter(record, Reason::Oversized, detail, event.identity()));
+            Seen::New => match self.batcher.push(&event) {
+                Some(pushed) => return Some(pushed),
+                None => {
+                    let max_bytes = self.shard.batch.max_bytes;
+                    (Reason::Oversized, format!("its record alone exceeds BATCH_MAX_BYTES={max_bytes}"))
                 }
-            }
-        }
+            },
+        };
+        self.batcher.push_letter(self.shard.letter(record, reason, detail, event.identity()));
+        None
     }
 
     /// Rebuild: the record was settled by an earlier owner of the shard.

@@ -202,9 +202,7 @@ async fn next_step(
             }
             tracing::error!(shard = %shard.shard, %error, "Amberflo refuses us; nothing is lost, nothing is sent");
             permit.report(Outcome::Refused);
-            if shard.fence.guard(shard.keys.refresh()).await {
-                shard.limiter.probe_now();
-            }
+            shard.fence.guard(shard.keys.refresh()).await;
             Next::Again
         }
     }

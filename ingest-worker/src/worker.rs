@@ -50,10 +50,12 @@ impl Worker {
         let mut scan = Scan::default();
         let mut scans = interval((self.failover / 5).clamp(Duration::from_millis(100), Duration::from_secs(2)));
         scans.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut key = self.common.keys.subscribe();
         while !stop.is_cancelled() {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
+                Ok(()) = key.changed() => self.common.limiter.probe_now(),
                 Some(ended) = scan.tasks.join_next_with_id() => self.ended(&mut scan, ended),
                 _ = scans.tick() => {
                     if let Some(result) = stop.run_until_cancelled(self.scan(&mut scan, &stop)).await {

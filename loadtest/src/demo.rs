@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use amberflo_sandbox::{Sandbox, SandboxConfig};
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use shared::backend::local::{LocalOptions, LocalStore};
 use shared::dead_letter::DeadLetter;
 use shared::service;
@@ -40,7 +40,7 @@ const INTERRUPTED: u8 = 130;
 /// killed with SIGKILL once. Exit code 0: no event was lost and none billed twice.
 #[derive(Debug, clap::Args)]
 pub struct DemoArgs {
-    /// For how long events are emitted. From 90s on, the API key is rotated too.
+    /// For how long events are emitted. From 2m on, the API key is rotated too.
     #[arg(long, default_value = "20s", value_parser = duration)]
     duration: Duration,
     /// Entries per second.
@@ -91,16 +91,16 @@ async fn perform(args: &DemoArgs, teller: &Teller, started: Instant) -> anyhow::
     let mut stage = Stage::set().await?;
     match stage.play(args, teller, started).await {
         Ok(report) => {
-            teller.say(&report.table());
             if !report.passed {
                 teller.say(&stage.log());
             }
+            teller.say(&report.table());
             if args.json {
                 println!("{}", serde_json::to_string(&report)?);
             }
             Ok((stage, report.passed))
         }
-        Err(error) => Err(error.context(stage.log())),
+        Err(error) => bail!("{error:#}\n{}", stage.log()),
     }
 }
 
@@ -143,8 +143,10 @@ impl Stage {
             env: env.map(|(name, value)| (name, value.to_owned())).into(),
         };
         std::fs::write(settings.key_file(), FIRST_KEY)?;
-        let worker = WorkerProcess::start(settings.clone()).await;
-        let worker = worker.with_context(|| format!("the worker's log ends with:\n{}", settings.log_tail()))?;
+        let worker = match WorkerProcess::start(settings.clone()).await {
+            Ok(worker) => worker,
+            Err(error) => bail!("{error:#}\nthe worker's log ends with:\n{}", settings.log_tail()),
+        };
         Ok(Self { worker, settings, sandbox, sandbox_address, origin, server, _dir: dir })
     }
 
@@ -241,7 +243,10 @@ impl Stage {
             if idle.is_some_and(|(since, _)| since.elapsed() >= IDLE_FOR) {
                 return Ok(());
             }
-            ensure!(Instant::now() < deadline, "not settled {SETTLE_TIMEOUT:?} after the last event: {sample:?}");
+            if Instant::now() >= deadline {
+                let stats = self.sandbox.stats();
+                bail!("not settled {SETTLE_TIMEOUT:?} after the last event: {sample:?}; the sandbox saw {stats:?}");
+            }
             sleep(POLL).await;
         }
     }
@@ -254,7 +259,7 @@ impl Stage {
         let (bus, admin, sandbox) = (self.worker.listen(), self.worker.admin(), self.sandbox_address);
         let detail = r#"{\"tenantId\":\"tenant-01\",\"meterApiName\":\"api-calls\",\"meterValue\":3,\"uniqueId\":\"my-event-1\"}"#;
         format!(
-            "Everything is still running; Ctrl-C ends it.\n\
+            "\nEverything is still running; Ctrl-C ends it.\n\
              \n\
              ledger    http://{sandbox}/sandbox/ledger\n\
              faults    http://{sandbox}/sandbox/faults   (GET, PUT, DELETE)\n\
@@ -265,7 +270,7 @@ impl Stage {
              Send an event:\n\
              \n\
              AWS_ENDPOINT_URL_EVENTBRIDGE=http://{bus} AWS_ACCESS_KEY_ID=demo AWS_SECRET_ACCESS_KEY=demo \
-             AWS_REGION=us-east-1 aws events put-events --entries \
+             AWS_DEFAULT_REGION=us-east-1 aws events put-events --entries \
              '[{{\"Source\":\"{SOURCE}\",\"DetailType\":\"{DETAIL_TYPE}\",\"Detail\":\"{detail}\"}}]'\n\
              \n\
              See it billed, once, however often it was sent:\n\

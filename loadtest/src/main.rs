@@ -1,6 +1,7 @@
 //! Load on the metering pipeline, and the proof that it bills each event once: `loadtest demo` is where to start.
 
 mod audit;
+mod bench;
 mod demo;
 mod faults;
 mod generator;
@@ -27,6 +28,8 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Demo(demo::DemoArgs),
+    /// Measures what the pipeline costs, and prints it as tables.
+    Bench(bench::BenchArgs),
     /// Runs the ingest worker: how the other commands start one, because `cargo run` builds this program only.
     #[command(name = worker_process::SUBCOMMAND, hide = true, disable_help_flag = true)]
     IngestWorker {
@@ -39,6 +42,7 @@ enum Command {
 async fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Demo(args) => demo::run(args).await,
+        Command::Bench(args) => bench::run(&args).await.map(|()| ExitCode::SUCCESS),
         Command::IngestWorker { args } => return worker_process::child_main(args).await,
     };
     result.unwrap_or_else(|error| {

@@ -108,7 +108,8 @@ impl Report {
             [valid, audit.unique_valid, audit.delivered, audit.refused].map(count);
         row(["all".to_owned(), emitted, unique, delivered, refused, String::new(), String::new()], "");
         self.sums(&mut out);
-        out
+        let lines: Vec<_> = out.lines().map(str::trim_end).collect();
+        format!("\n{}", lines.join("\n"))
     }
 
     fn sums(&self, out: &mut String) {
@@ -154,22 +155,17 @@ impl Report {
         for finding in &audit.findings {
             line("  finding", finding.clone());
         }
-        line("", String::new());
         let verdict = if self.passed { "PASSED: every event is accounted for, once" } else { "FAILED" };
         line(verdict, String::new());
     }
 }
 
-/// Faults that the sandbox showed, with its refusals by ceiling.
+/// Faults that the sandbox showed, with its refusals of a key.
 #[must_use]
 pub fn faults(stats: &Stats) -> std::collections::BTreeMap<&'static str, u64> {
     let mut faults = stats.by_fault.clone();
-    for (name, count) in
-        [("rate_ceiling", stats.rate_violations), ("concurrency_ceiling", stats.concurrency_violations)]
-    {
-        if count > 0 {
-            faults.insert(name, count);
-        }
+    if let Some(&count) = stats.by_status.get(&401) {
+        faults.insert("key_refused", count);
     }
     faults
 }
@@ -183,7 +179,7 @@ fn amount(total: Total) -> String {
     let whole = total.integers + total.decimals.trunc() as i128;
     let whole_text = HumanCount(u64::try_from(whole).unwrap_or(u64::MAX)).to_string();
     match total.decimals.fract() {
-        fraction if fraction == 0.0 => whole_text,
+        0.0 => whole_text,
         fraction => format!("{whole_text}{}", &format!("{fraction:.2}")[1..]),
     }
 }

@@ -77,7 +77,7 @@ impl Source {
 pub struct ApiKeys {
     source: Source,
     current: watch::Sender<ApiKey>,
-    last_refresh: Arc<Mutex<Instant>>,
+    last_refresh: Arc<Mutex<Option<Instant>>>,
 }
 
 impl ApiKeys {
@@ -87,7 +87,7 @@ impl ApiKeys {
     /// A sentence that names the source and what is wrong, without the key.
     pub async fn load(source: Source) -> Result<Self, String> {
         let current = watch::Sender::new(source.read().await?);
-        Ok(Self { source, current, last_refresh: Arc::new(Mutex::new(Instant::now())) })
+        Ok(Self { source, current, last_refresh: Arc::default() })
     }
 
     /// Shows the newest key.
@@ -97,24 +97,22 @@ impl ApiKeys {
     }
 
     /// Reads the key again because Amberflo refused it; a call within [`MIN_REFRESH_INTERVAL`] of the last, or while
-    /// another is under way, does nothing. Answers whether the key changed.
-    pub async fn refresh(&self) -> bool {
+    /// another is under way, does nothing. A new key shows itself to subscribers.
+    pub async fn refresh(&self) {
         let Ok(mut last) = self.last_refresh.try_lock() else {
-            return false;
+            return;
         };
-        if last.elapsed() < MIN_REFRESH_INTERVAL {
-            return false;
+        if last.is_some_and(|last| last.elapsed() < MIN_REFRESH_INTERVAL) {
+            return;
         }
-        *last = Instant::now();
-        self.reload().await
+        *last = Some(Instant::now());
+        self.reload().await;
     }
 
     /// Reads the key again every `interval`, for ever.
     pub async fn refresh_every(&self, interval: Duration) {
         loop {
             tokio::time::sleep(interval).await;
-            let mut last = self.last_refresh.lock().await;
-            *last = Instant::now();
             self.reload().await;
         }
     }

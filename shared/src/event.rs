@@ -108,7 +108,7 @@ pub struct Redrive {
 ///
 /// # Errors
 /// A [`Rejection`] for everything that is not a valid usage event; the record then belongs in the dead letters.
-pub fn parse<'a>(record: &'a Record, shard: &ShardId, rules: &EventRules) -> Result<UsageEvent<'a>, Box<Rejection>> {
+pub fn parse<'a>(record: &'a Record, shard: &'a ShardId, rules: &EventRules) -> Result<UsageEvent<'a>, Box<Rejection>> {
     let reject = |(reason, detail): Fault, identity: Identity| Box::new(Rejection { reason, detail, identity });
     let text = text(&record.data).map_err(|fault| reject(fault, Identity::default()))?;
     let source = Source::read(text, record, shard).map_err(|fault| reject(fault, Identity::default()))?;
@@ -143,7 +143,7 @@ fn text(data: &[u8]) -> Result<&str, Fault> {
 /// An event's parts before they are checked.
 struct Source<'a> {
     record: &'a Record,
-    shard: ShardId,
+    shard: &'a ShardId,
     id: Option<&'a RawValue>,
     time: Option<&'a RawValue>,
     redrive: Option<Redrive>,
@@ -151,9 +151,11 @@ struct Source<'a> {
 }
 
 impl<'a> Source<'a> {
-    fn read(text: &'a str, record: &'a Record, shard: &ShardId) -> Result<Self, Fault> {
-        let top = Object::parse(text, "the record")?;
-        let (record, shard) = (record, shard.clone());
+    fn read(text: &'a str, record: &'a Record, shard: &'a ShardId) -> Result<Self, Fault> {
+        let mut top = match Object::parse_through(text, &["detail", "dimensions"]) {
+            Some(top) => top,
+            None => Object::parse(text, "the record")?,
+        };
         if !is_envelope(&top) {
             return Ok(Self { record, shard, id: None, time: None, redrive: None, detail: top });
         }
@@ -162,8 +164,10 @@ impl<'a> Source<'a> {
         if detail_type.is_some() || redrive.is_none() {
             check_detail_type(detail_type)?;
         }
-        let detail = top.get("detail")?.ok_or_else(|| missing("detail"))?;
-        let detail = Object::parse(detail.get(), "detail")?;
+        let detail = match top.inner.take() {
+            Some(detail) => *detail,
+            None => Object::parse(top.get("detail")?.ok_or_else(|| missing("detail"))?.get(), "detail")?,
+        };
         Ok(Self { record, shard, id: top.get("id")?, time: top.get("time")?, redrive, detail })
     }
 
@@ -267,13 +271,14 @@ impl<'a> Source<'a> {
     }
 
     fn dimensions(&self, rules: &EventRules) -> Result<Dimensions<'a>, Fault> {
-        let nested = match self.detail.get("dimensions")? {
-            Some(value) => Object::parse(value.get(), "dimensions")?,
-            None => Object(Vec::new()),
+        let parsed = match self.detail.get("dimensions")? {
+            Some(value) => Some(Object::parse(value.get(), "dimensions")?),
+            None => None,
         };
-        let beside = self.detail.0.iter().filter(|(name, _)| !FIELDS.contains(&name.as_ref()));
-        let mut dimensions = Vec::with_capacity(self.detail.0.len() + nested.0.len());
-        for (name, value) in beside.chain(&nested.0) {
+        let nested = parsed.as_ref().or(self.detail.inner.as_deref()).map_or(&[][..], |nested| &nested.members);
+        let beside = self.detail.members.iter().filter(|(name, _)| !FIELDS.contains(&name.as_ref()));
+        let mut dimensions = Vec::with_capacity(self.detail.members.len() + nested.len());
+        for (name, value) in beside.chain(nested) {
             if name.starts_with(RESERVED_PREFIX) {
                 let detail = format!("{:?}: names under {RESERVED_PREFIX:?} are reserved", excerpt(name));
                 return Err((Reason::ReservedDimension, detail));
@@ -298,7 +303,7 @@ impl<'a> Source<'a> {
 
 /// A bare `detail` has neither of these members at its top level.
 pub(crate) fn is_envelope(top: &Object<'_>) -> bool {
-    top.0.iter().any(|(name, _)| name == "detail" || name == "detail-type")
+    top.inner.is_some() || top.members.iter().any(|(name, _)| name == "detail" || name == "detail-type")
 }
 
 fn check_detail_type(value: Option<&RawValue>) -> Result<(), Fault> {

@@ -5,7 +5,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::reason::Reason;
@@ -19,24 +19,37 @@ const EXACT_INTEGERS: f64 = 9_007_199_254_740_992.0;
 /// What is wrong with a value, and the sentence that says so.
 pub(crate) type Fault = (Reason, String);
 
-/// The members of a JSON object, in their order, duplicates included.
-pub(crate) struct Object<'a>(pub Vec<(Cow<'a, str>, &'a RawValue)>);
+/// A JSON object.
+pub(crate) struct Object<'a> {
+    /// Its members, in their order, duplicates included, but for `inner`.
+    pub members: Vec<(Cow<'a, str>, &'a RawValue)>,
+    /// The member that was read as an object in the same pass; see [`Object::parse_through`].
+    pub inner: Option<Box<Object<'a>>>,
+}
 
 impl<'a> Object<'a> {
     /// Reads `text`; `what` names it in the error.
     pub fn parse(text: &'a str, what: &str) -> Result<Self, Fault> {
         let not_json = |error: serde_json::Error| (Reason::NotJson, format!("{what} is not JSON: {error}"));
         if text.trim_start().starts_with('{') {
-            return serde_json::from_str(text).map_err(not_json);
+            return read(text, &[]).map_err(not_json);
         }
         serde_json::from_str::<&RawValue>(text).map_err(not_json)?;
         Err((Reason::NotAnObject, format!("{what} is not a JSON object")))
     }
 
+    /// As [`parse`](Self::parse), in one pass with the object under the name `path[0]`, and in that the one under
+    /// `path[1]` and so on, as far as they are there: to read a value as text and then again costs twice.
+    ///
+    /// `None` for everything out of the ordinary: to be looked at step by step.
+    pub fn parse_through(text: &'a str, path: &[&str]) -> Option<Self> {
+        read(text, path).ok()
+    }
+
     /// The value under `name`, `None` where it is absent or null. Given twice, both must have the same text.
     pub fn get(&self, name: &str) -> Result<Option<&'a RawValue>, Fault> {
         let mut found: Option<&RawValue> = None;
-        for (_, value) in self.0.iter().filter(|(key, _)| key == name) {
+        for (_, value) in self.members.iter().filter(|(key, _)| key == name) {
             match found {
                 Some(first) if first.get() != value.get() => return Err(duplicate(name)),
                 _ => found = Some(value),
@@ -46,29 +59,47 @@ impl<'a> Object<'a> {
     }
 }
 
-impl<'de: 'a, 'a> Deserialize<'de> for Object<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Members;
+fn read<'a>(text: &'a str, path: &[&str]) -> serde_json::Result<Object<'a>> {
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let object = Members(path).deserialize(&mut deserializer)?;
+    deserializer.end()?;
+    Ok(object)
+}
 
+/// Reads an object's members, those on the path as objects.
+struct Members<'p>(&'p [&'p str]);
+
+impl<'de> DeserializeSeed<'de> for Members<'_> {
+    type Value = Object<'de>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Members<'_> {
+    type Value = Object<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         #[derive(serde::Deserialize)]
         struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 
-        impl<'de> Visitor<'de> for Members {
-            type Value = Object<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut members = Vec::with_capacity(12);
-                while let Some((Name(name), value)) = map.next_entry()? {
-                    members.push((name, value));
+        let mut object = Object { members: Vec::with_capacity(12), inner: None };
+        while let Some(Name(name)) = map.next_key()? {
+            match self.0.split_first() {
+                Some((on_path, further)) if name == *on_path => {
+                    if object.inner.replace(Box::new(map.next_value_seed(Members(further))?)).is_some() {
+                        return Err(A::Error::custom("given twice"));
+                    }
                 }
-                Ok(Object(members))
+                _ => object.members.push((name, map.next_value()?)),
             }
         }
-        deserializer.deserialize_map(Members)
+        Ok(object)
     }
 }
 
@@ -150,7 +181,7 @@ fn write_canonical(value: &RawValue, depth_left: usize, out: &mut String) -> Res
     }
     match text.as_bytes()[0] {
         b'{' => {
-            let mut members = Object::parse(text, "a dimension")?.0;
+            let mut members = Object::parse(text, "a dimension")?.members;
             members.sort_by(|a, b| a.0.cmp(&b.0));
             if let Some(pair) = members.windows(2).find(|pair| pair[0].0 == pair[1].0) {
                 return Err(duplicate(&pair[0].0));
@@ -256,6 +287,63 @@ mod tests {
             let text = canonical_number(&serde_json::Value::from(value).to_string()).unwrap().into_owned();
             proptest::prop_assert_eq!(text.parse::<f64>().unwrap() , value);
             proptest::prop_assert_eq!(canonical_number(&text).unwrap(), text.as_str());
+        }
+    }
+
+    /// Texts that are JSON objects with a path, or nearly so.
+    fn nearly_events() -> impl proptest::strategy::Strategy<Value = String> {
+        let piece = proptest::sample::select(vec![
+            "{",
+            "}",
+            "[",
+            "]",
+            ",",
+            ":",
+            " ",
+            "\"detail\":{",
+            "\"dimensions\":{",
+            "\"detail\":null",
+            "\"dimensions\":7",
+            "\"det\\u0061il\":{",
+            "\"a\":1",
+            "\"a\":1,",
+            "\"b\":{\"detail\":[]}",
+            "\"c\":\"\\ud800\"",
+            "},",
+            "}}",
+            "}}}",
+            "\"d\":",
+        ]);
+        proptest::strategy::Strategy::prop_map(proptest::collection::vec(piece, 1..9), |pieces| {
+            let text = format!("{{{}", pieces.concat());
+            let open = text.matches('{').count().saturating_sub(text.matches('}').count());
+            text + &"}".repeat(open)
+        })
+    }
+
+    fn members<'a>(object: &Object<'a>, but: &str) -> Vec<(String, &'a str)> {
+        let others = object.members.iter().filter(|(name, _)| name != but);
+        others.map(|(name, value)| (name.to_string(), value.get())).collect()
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::test_runner::Config { cases: 4096, ..Default::default() })]
+
+        #[test]
+        fn one_pass_reads_what_three_passes_read(text in nearly_events()) {
+            let path = ["detail", "dimensions"];
+            let Some(through) = Object::parse_through(&text, &path) else { return Ok(()) };
+            let (mut through, mut top) = (&through, Object::parse(&text, "the record").unwrap());
+            for name in path {
+                let Some(inner) = &through.inner else {
+                    proptest::prop_assert!(!top.members.iter().any(|(member, _)| member == name));
+                    return Ok(());
+                };
+                proptest::prop_assert_eq!(members(through, ""), members(&top, name));
+                top = Object::parse(top.get(name).unwrap().unwrap().get(), name).unwrap();
+                through = inner;
+            }
+            proptest::prop_assert_eq!(members(through, ""), members(&top, ""));
         }
     }
 }

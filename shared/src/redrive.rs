@@ -86,7 +86,9 @@ pub fn record(letter: &DeadLetter) -> Result<NewRecord, NotRedrivable> {
     let mut members: Vec<(&str, &RawValue)> = vec![(REDRIVE_MEMBER, &marker)];
     let whole: &RawValue = serde_json::from_str(text).map_err(|error| broken(error.to_string()))?;
     if is_envelope(&top) {
-        members.extend(top.0.iter().filter(|(name, _)| name != REDRIVE_MEMBER).map(|(name, value)| (&**name, *value)));
+        members.extend(
+            top.members.iter().filter(|(name, _)| name != REDRIVE_MEMBER).map(|(name, value)| (&**name, *value)),
+        );
     } else {
         members.push(("detail", whole));
     }

@@ -4,6 +4,7 @@ use std::hint::black_box;
 use std::io::{Read as _, Write as _};
 use std::sync::Arc;
 
+use anyhow::Context as _;
 use flate2::Compression;
 use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
@@ -66,8 +67,8 @@ fn bodies(payload: &Payload) -> anyhow::Result<Vec<Vec<u8>>> {
         let shard = shard_id(index);
         for record in pages.iter().flatten() {
             let event = event::parse(record, &shard, &rules).map_err(|rejection| anyhow::anyhow!("{rejection:?}"))?;
-            anyhow::ensure!(batcher.push(&event, record), "an event is larger than a batch");
-            batcher.advance(record, 0, &memory);
+            let pushed = batcher.push(&event).context("an event is larger than a batch")?;
+            batcher.advance(record.clone(), Some(pushed), 0, &memory);
             if batcher.is_full() {
                 let (batch, _) = batcher.take();
                 let items: Vec<usize> = (0..batch.items.len()).collect();

@@ -127,7 +127,7 @@ async fn common(stream: Arc<Shelf>, store: LocalStore) -> anyhow::Result<Arc<Com
         buffer: Buffer::new(64 << 20),
         rules: event_rules(),
         batch: batch_limits(),
-        max_in_flight: MAX_IN_FLIGHT as usize,
+        max_unsettled: 4 * MAX_IN_FLIGHT as usize,
         dedup_window: Duration::from_secs(120),
         drain: Duration::from_secs(25),
         clock,

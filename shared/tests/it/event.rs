@@ -4,6 +4,7 @@
 //! come of it, `record` or `reason`. Changing an existing `record` is a breaking release: a replay over the upgrade
 //! would bill twice.
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -36,12 +37,13 @@ fn record(data: impl Into<Bytes>) -> Record {
     }
 }
 
-fn shard() -> ShardId {
-    ShardId("shard-00001".to_owned())
+fn shard() -> &'static ShardId {
+    static SHARD: LazyLock<ShardId> = LazyLock::new(|| ShardId("shard-00001".to_owned()));
+    &SHARD
 }
 
 fn outcome(record: &Record) -> Result<String, Reason> {
-    match parse(record, &shard(), &rules()) {
+    match parse(record, shard(), &rules()) {
         Ok(event) => Ok(bytes_of(&event)),
         Err(rejection) => Err(rejection.reason),
     }
@@ -89,7 +91,7 @@ fn aflo_dimensions_need_leave() {
     let event = record(r#"{"tenantId":"t","meterApiName":"m","meterValue":1,"aflo.x":"true"}"#);
     assert_eq!(outcome(&event), Err(Reason::AfloDimension));
     let rules = EventRules { allow_aflo_dimensions: true, ..rules() };
-    assert_eq!(parse(&event, &shard(), &rules).unwrap().dimensions, [("aflo.x".into(), "true".into())]);
+    assert_eq!(parse(&event, shard(), &rules).unwrap().dimensions, [("aflo.x".into(), "true".into())]);
 }
 
 #[test]
@@ -97,7 +99,7 @@ fn a_rejection_keeps_what_could_be_read() {
     let event = record(
         r#"{"id":"e-1","time":"2026-01-31T11:00:00Z","detail-type":"ingestUsage","detail":{"tenantId":"t","meterApiName":"m","meterValue":"x"}}"#,
     );
-    let identity = parse(&event, &shard(), &rules()).unwrap_err().identity;
+    let identity = parse(&event, shard(), &rules()).unwrap_err().identity;
     assert_eq!(identity.tenant_id.as_deref(), Some("t"));
     assert_eq!(identity.unique_id.as_deref(), Some("e-1"));
     assert_eq!(identity.meter_time, Some(ARRIVED_AT - 3_600_000));
@@ -136,9 +138,10 @@ fn redrive_gives_the_identical_record() {
     for line in include_str!("golden/events.jsonl").lines() {
         let case: Value = serde_json::from_str(line).unwrap();
         let Some(expected) = case["record"].as_str() else { continue };
+        let other_shard = ShardId("shard-00009".to_owned());
         let mut current = record(case["data"].as_str().unwrap().to_owned());
         for count in 1..=3 {
-            let event = parse(&current, &shard(), &rules).unwrap();
+            let event = parse(&current, shard(), &rules).unwrap();
             let before = event.redrive_count;
             let published = redrive::record(&letter(&current, &event)).unwrap();
             assert_eq!(published.partition_key, current.partition_key);
@@ -148,7 +151,7 @@ fn redrive_gives_the_identical_record() {
                 sequence_number: SequenceNumber((count * 1000).to_string()),
                 arrived_at: ARRIVED_AT + i64::from(count) * DAY / 2,
             };
-            let event = parse(&current, &ShardId("shard-00009".to_owned()), &rules).unwrap();
+            let event = parse(&current, &other_shard, &rules).unwrap();
             assert_eq!(event.redrive_count, before + 1);
             assert_eq!(bytes_of(&event), expected, "{}", case["name"]);
             redriven += 1;
@@ -159,7 +162,7 @@ fn redrive_gives_the_identical_record() {
 
 #[test]
 fn a_payload_without_identity_is_not_redrivable() {
-    let mut letter = letter(&record("not json"), &parse(&record(VALID), &shard(), &rules()).unwrap());
+    let mut letter = letter(&record("not json"), &parse(&record(VALID), shard(), &rules()).unwrap());
     letter.unique_id = None;
     letter.reason = Reason::NotJson.to_string();
     let error = redrive::record(&letter).unwrap_err().to_string();

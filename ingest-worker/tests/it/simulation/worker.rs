@@ -71,7 +71,7 @@ impl SimulatedWorker {
                     allow_aflo_dimensions: false,
                 },
                 batch: limits,
-                max_in_flight: max_in_flight.get() as usize,
+                max_unsettled: 4 * max_in_flight.get() as usize,
                 dedup_window: DEDUP_WINDOW,
                 drain: DRAIN,
                 clock,

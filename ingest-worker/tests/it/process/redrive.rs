@@ -1,0 +1,180 @@
+//! `ingest-worker dead-letters`: what lies there, and how it is sent again.
+
+use std::collections::BTreeMap;
+
+use amberflo_sandbox::{Faults, Poison, Trigger};
+use serde_json::{Value, json};
+use shared::backend::{NewRecord, Stream as _};
+
+use super::{Amberflo, KEY, Site, eventually, run, text, usage, usages};
+
+async fn dead_letters(site: &Site, what: &str) -> String {
+    let output = run(site.command().args(["dead-letters", what])).await;
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert!(!text(&output.stdout).contains(KEY) && !text(&output.stderr).contains(KEY));
+    text(&output.stdout)
+}
+
+async fn list(site: &Site) -> Vec<Value> {
+    dead_letters(site, "list").await.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+async fn redrive(site: &Site) -> Value {
+    serde_json::from_str(&dead_letters(site, "redrive").await).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_amberflo_refused_is_listed_and_delivered_by_a_redrive() {
+    let amberflo = Amberflo::start().await;
+    let poison = Poison { status: 422, unique_id_prefixes: vec!["1".to_owned()], ..Poison::default() };
+    amberflo.sandbox.set_faults(Faults { poison: vec![poison], ..Faults::default() }).unwrap();
+    let site = Site::new(&amberflo);
+    let worker = site.start().await;
+    worker.put(&usages(0..20)).await;
+    let mut conflict = usage(5);
+    conflict["meterValue"] = json!(6);
+    worker.put(&[conflict]).await;
+    let unreadable = NewRecord { partition_key: "t".to_owned(), data: "\u{0}not json".into() };
+    site.store().publish(vec![unreadable]).await.unwrap();
+    amberflo.billed(9).await;
+    eventually("the dead letters", async || list(&site).await.len() >= 13).await;
+
+    let letters = list(&site).await;
+    let reasons = |reason: &str| letters.iter().filter(|letter| letter["reason"] == reason).count();
+    assert_eq!((reasons("rejected"), reasons("conflict"), reasons("not_json")), (11, 1, 1));
+    for letter in letters.iter().filter(|letter| letter["reason"] == "rejected") {
+        assert_eq!(letter["amberfloStatus"], 422);
+        let payload: Value = serde_json::from_str(letter["payload"].as_str().unwrap()).unwrap();
+        assert_eq!(payload["detail"]["uniqueId"], letter["uniqueId"]);
+        assert_eq!((&letter["meterApiName"], &letter["redriveCount"]), (&json!("calls"), &json!(0)));
+    }
+    assert_eq!(list(&site).await.len(), 13, "looking changes nothing");
+
+    amberflo.sandbox.set_faults(Faults::default()).unwrap();
+    let report = redrive(&site).await;
+    assert_eq!(report, json!({"redriven": 11, "conflicts": 1, "notRedrivable": 1}));
+    amberflo.billed(20).await;
+    let left: Vec<_> = list(&site).await.into_iter().map(|letter| letter["reason"].clone()).collect();
+    assert!(left.len() == 2 && left.contains(&json!("conflict")) && left.contains(&json!("not_json")), "{left:?}");
+    worker.drain().await;
+    amberflo.assert_billed_once(20);
+    assert_eq!(amberflo.sandbox.ledger().absorbed_copies, 0);
+    // The time of the first arrival, not of the redrive.
+    let refused = letters.iter().filter(|letter| letter["reason"] == "rejected");
+    let times: BTreeMap<_, _> =
+        refused.map(|letter| (letter["uniqueId"].as_str().unwrap(), &letter["meterTimeInMillis"])).collect();
+    let billed = amberflo.sandbox.records();
+    for record in &billed {
+        let time = times.get(record.unique_id.as_deref().unwrap());
+        assert!(time.is_none_or(|&time| *time == record.time_millis), "{record:?}");
+    }
+}
+
+/// Amberflo took it, but said that it did not: the worst letter to redrive.
+#[tokio::test(flavor = "multi_thread")]
+async fn redriving_a_delivered_event_changes_nothing_in_the_ledger() {
+    let amberflo = Amberflo::start().await;
+    let site = Site::new(&amberflo);
+    let worker = site.start().await;
+    // Envelopes without a producer's uniqueId, and a bare event with no time and no id at all.
+    let without_id = |n: u64| {
+        let mut detail = usage(n);
+        detail.as_object_mut().unwrap().remove("uniqueId");
+        detail["note"] = json!("ä \"quoted\" \\ text");
+        detail["rate"] = json!(0.1);
+        detail
+    };
+    worker.put(&(0..10).map(without_id).collect::<Vec<_>>()).await;
+    let bare = NewRecord { partition_key: "t".to_owned(), data: without_id(10).to_string().into() };
+    site.store().publish(vec![bare]).await.unwrap();
+    amberflo.billed(11).await;
+    worker.drain().await;
+    let before = amberflo.sandbox.records();
+
+    // The dead letters such a worker would have written: the records of the stream, refused.
+    let worker = site.start().await;
+    forge_letters(&site).await;
+    let report = redrive(&site).await;
+    assert_eq!(report, json!({"redriven": 11, "conflicts": 0, "notRedrivable": 0}));
+    let absorbed = async || amberflo.sandbox.ledger().absorbed_copies >= 11;
+    eventually("the copies to be absorbed", absorbed).await;
+    worker.drain().await;
+    amberflo.assert_billed_once(11);
+    let raw =
+        |records: Vec<amberflo_sandbox::StoredRecord>| records.into_iter().map(|record| record.raw).collect::<Vec<_>>();
+    assert_eq!(raw(amberflo.sandbox.records()), raw(before));
+    assert!(list(&site).await.is_empty());
+}
+
+/// Reads the whole stream and stores every record as a dead letter.
+async fn forge_letters(site: &Site) {
+    use shared::backend::{DeadLetters as _, Position};
+    use shared::dead_letter::{DeadLetter, SCHEMA_VERSION};
+    use shared::event::{EventRules, parse};
+    let day = std::time::Duration::from_secs(86_400);
+    let rules = EventRules { max_age: day, max_ahead: day, allow_aflo_dimensions: false };
+    let store = site.store();
+    for shard in store.shards().await.unwrap() {
+        let page = store.reader(&shard, Position::TrimHorizon).await.unwrap().next(1 << 20).await.unwrap();
+        for record in page.records {
+            let identity = parse(&record, &shard, &rules).unwrap().identity();
+            let letter = DeadLetter {
+                schema_version: SCHEMA_VERSION,
+                reason: "unconfirmed".to_owned(),
+                detail: "a test".to_owned(),
+                payload: record.data.clone(),
+                partition_key: record.partition_key.clone(),
+                stream: "local:store".to_owned(),
+                shard: shard.to_string(),
+                sequence_number: record.sequence_number.to_string(),
+                arrived_at: record.arrived_at,
+                tenant_id: identity.tenant_id,
+                meter_api_name: identity.meter_api_name,
+                unique_id: identity.unique_id,
+                meter_time_in_millis: identity.meter_time,
+                redrive_count: 0,
+                amberflo_status: Some(503),
+                amberflo_answer: None,
+                worker: "w".to_owned(),
+                dead_lettered_at: record.arrived_at,
+            };
+            store.send(&[letter]).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redrive_into_the_same_fault_comes_back_once_and_counts() {
+    let amberflo = Amberflo::start().await;
+    let poison = Poison { unique_id_prefixes: vec!["7".to_owned()], ..Poison::default() };
+    amberflo.sandbox.set_faults(Faults { poison: vec![poison], ..Faults::default() }).unwrap();
+    let site = Site::new(&amberflo);
+    let worker = site.start().await;
+    worker.put(&usages(0..10)).await;
+    for count in 0..3 {
+        let is_back = async || list(&site).await.first().is_some_and(|letter| letter["redriveCount"] == count);
+        eventually("the letter", is_back).await;
+        assert_eq!(redrive(&site).await["redriven"], 1);
+    }
+    eventually("the letter", async || list(&site).await.len() == 1).await;
+    // And into an outage: it waits there, it does not come back.
+    let outage = Faults { fail_after: Trigger::next(2), ..Faults::default() };
+    amberflo.sandbox.set_faults(outage).unwrap();
+    assert_eq!(redrive(&site).await["redriven"], 1);
+    amberflo.billed(10).await;
+    worker.drain().await;
+    amberflo.assert_billed_once(10);
+    assert!(list(&site).await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_that_is_not_there_is_not_made_by_looking() {
+    let amberflo = Amberflo::start().await;
+    let site = Site::new(&amberflo);
+    for what in ["list", "redrive"] {
+        let output = run(site.command().args(["dead-letters", what])).await;
+        assert_eq!(output.status.code(), Some(2));
+        assert!(text(&output.stderr).contains("STREAM: local:store"), "{}", text(&output.stderr));
+    }
+    assert!(!site.store_dir().exists());
+}
