@@ -29,9 +29,9 @@ use crate::worker::Worker;
 use crate::{bus, metrics};
 
 const PRUNE_INTERVAL: Duration = Duration::from_secs(30);
-/// Batches wait in order for the checkpoint: this many per request in flight keep a shard going while one of its
-/// batches is searched for a bad record.
-const UNSETTLED_PER_REQUEST: usize = 4;
+/// Settled batches wait for older ones: room for this many keeps a shard going while one of its batches is searched for
+/// a bad record.
+const IN_ORDER_PER_IN_FLIGHT: usize = 4;
 /// Leases are released within this time after the drain of the shards.
 const RELEASE_TIME: Duration = Duration::from_secs(2);
 
@@ -78,10 +78,11 @@ async fn work(settings: &Settings) -> anyhow::Result<ExitCode> {
     metrics::describe();
     let mut signals = service::signals()?;
 
+    let keys =
+        ApiKeys::load(key_source).await.map_err(|error| ConfigError(format!("AMBERFLO_API_KEY_FILE: {error}")))?;
     let StreamName::Local(directory) = &settings.stream;
-    let _lock = LocalStore::try_lock_worker(directory)?;
+    let _lock = LocalStore::try_lock_worker(directory).with_context(|| format!("STREAM: {}", settings.stream))?;
     let store = open(settings)?;
-    let keys = ApiKeys::load(key_source).await.map_err(ConfigError)?;
     let bus_listener = service::bind("LISTEN", settings.listen).await?;
     let admin_listener = service::bind("ADMIN_LISTEN", settings.admin_listen).await?;
     let common = common(settings, &store, keys.clone())?;
@@ -145,7 +146,7 @@ fn open(settings: &Settings) -> anyhow::Result<LocalStore> {
         max_bytes: settings.local_max_bytes.as_u64(),
         ..LocalOptions::default()
     };
-    Ok(LocalStore::open(directory, options)?)
+    LocalStore::open(directory, options).with_context(|| format!("STREAM: {}", settings.stream))
 }
 
 fn common(settings: &Settings, store: &LocalStore, keys: ApiKeys) -> anyhow::Result<Arc<Common>> {
@@ -165,7 +166,8 @@ fn common(settings: &Settings, store: &LocalStore, keys: ApiKeys) -> anyhow::Res
         buffer: Buffer::new(usize::try_from(settings.buffer_max_bytes.as_u64()).unwrap_or(usize::MAX)),
         rules: settings.event_rules(),
         batch: settings.batch_limits(),
-        max_unsettled: UNSETTLED_PER_REQUEST * settings.max_in_flight.get() as usize,
+        max_in_flight: settings.max_in_flight.get() as usize,
+        max_in_order: IN_ORDER_PER_IN_FLIGHT * settings.max_in_flight.get() as usize,
         dedup_window: settings.dedup_window,
         drain: settings.shutdown_grace,
         clock,

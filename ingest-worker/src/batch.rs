@@ -20,7 +20,8 @@ use shared::meter_record;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-/// Chosen by `make bench`: level 1 costs about a third of the default's time for a body some 10 % larger.
+/// Chosen by `make bench`: level 1 takes 0.46 µs an event, level 2 0.72 for bodies 30 % smaller, level 6
+/// 1.56 for bodies 40 % smaller. The account is billed by events, not by bytes, so CPU time counts.
 const GZIP_LEVEL: Compression = Compression::new(1);
 
 /// How large a batch may grow and how long it may wait.

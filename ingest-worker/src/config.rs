@@ -74,7 +74,7 @@ pub struct Settings {
     #[arg(long, env, default_value = "127.0.0.1:4010", value_name = "ADDR:PORT", help_heading = "Stream")]
     pub listen: SocketAddr,
     /// Size at which the local store takes no more events; what it holds is kept.
-    #[arg(long, env, default_value = "8GiB", value_name = "SIZE", help_heading = "Stream")]
+    #[arg(long, env, default_value = "8GiB", value_name = "SIZE", value_parser = size, help_heading = "Stream")]
     pub local_max_bytes: ByteSize,
 
     /// Amberflo's API.
@@ -97,33 +97,33 @@ pub struct Settings {
     pub request_timeout: Duration,
 
     /// Most records in a batch.
-    #[arg(long, env, default_value = "1000", help_heading = "Batches")]
+    #[arg(long, env, default_value = "1000", value_parser = positive::<NonZeroUsize>, help_heading = "Batches")]
     pub batch_max_events: NonZeroUsize,
     /// Most bytes in a batch, before compression.
-    #[arg(long, env, default_value = "1MiB", value_name = "SIZE", help_heading = "Batches")]
+    #[arg(long, env, default_value = "1MiB", value_name = "SIZE", value_parser = size, help_heading = "Batches")]
     pub batch_max_bytes: ByteSize,
     /// How long a batch waits for more records.
     #[arg(long, env, default_value = "1s", value_parser = duration, help_heading = "Batches")]
     pub batch_linger: Duration,
 
     /// Most requests in flight per worker; lowered while Amberflo is slow or refuses.
-    #[arg(long, env, default_value = "8", help_heading = "Limits")]
+    #[arg(long, env, default_value = "8", value_parser = positive::<NonZeroU32>, help_heading = "Limits")]
     pub max_in_flight: NonZeroU32,
     /// Requests per second of the whole account; 0 turns the limit off.
     #[arg(long, env, default_value = "10", help_heading = "Limits")]
     pub rate_requests_per_second: f64,
     /// Events per meter and hour; above 80 % of it a warning is logged. 0 turns it off.
-    #[arg(long, env, default_value = "1000000", help_heading = "Limits")]
+    #[arg(long, env, default_value = "1000000", value_parser = whole, help_heading = "Limits")]
     pub meter_hourly_budget: u64,
     /// Memory for records that were read and are not settled.
-    #[arg(long, env, default_value = "64MiB", value_name = "SIZE", help_heading = "Limits")]
+    #[arg(long, env, default_value = "64MiB", value_name = "SIZE", value_parser = size, help_heading = "Limits")]
     pub buffer_max_bytes: ByteSize,
 
     /// How long a copy of an event is recognised, in time of arrival.
     #[arg(long, env, default_value = "2m", value_parser = duration, help_heading = "Events")]
     pub dedup_window: Duration,
     /// Most keys in all dedup windows; about 40 bytes each.
-    #[arg(long, env, default_value = "5000000", help_heading = "Events")]
+    #[arg(long, env, default_value = "5000000", value_parser = positive::<NonZeroUsize>, help_heading = "Events")]
     pub dedup_max_keys: NonZeroUsize,
     /// How far before its arrival an event's time may lie.
     #[arg(long, env, default_value = "60d", value_parser = duration, help_heading = "Events")]
@@ -359,6 +359,18 @@ fn check_url(name: &str, url: &str) -> Result<(), ConfigError> {
         (Some("http" | "https"), Some(host)) if !host.is_empty() => Ok(()),
         _ => Err(ConfigError(format!("{name}: {url:?} is not a URL; allowed is http://HOST or https://HOST"))),
     }
+}
+
+fn positive<T: FromStr>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| "allowed is a whole number from 1".to_owned())
+}
+
+fn whole(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| "allowed is a whole number from 0".to_owned())
+}
+
+fn size(text: &str) -> Result<ByteSize, String> {
+    text.parse().map_err(|_| "allowed is a number with a unit, such as 64KiB, 1MiB or 8GiB".to_owned())
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

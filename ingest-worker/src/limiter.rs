@@ -59,13 +59,14 @@ struct State {
     limit_reached: bool,
     retry_after: Option<Instant>,
     next_probe: Option<Instant>,
-    last_delivery: Option<Instant>,
+    last_delivery_began: Option<Instant>,
     waited: WaitTime,
 }
 
-/// The right to send one request.
+/// The right to send one request, now.
 pub struct Permit {
     limiter: Arc<Limiter>,
+    given_at: Instant,
 }
 
 impl Limiter {
@@ -86,7 +87,7 @@ impl Limiter {
                 limit_reached: false,
                 retry_after: None,
                 next_probe: None,
-                last_delivery: None,
+                last_delivery_began: None,
                 waited: WaitTime::default(),
             }),
             turn: tokio::sync::Mutex::new(()),
@@ -118,7 +119,7 @@ impl Limiter {
             self.state().waited.add(limit, started.elapsed());
         }
         drop(turn);
-        Permit { limiter: self }
+        Permit { limiter: self, given_at: Instant::now() }
     }
 
     /// Whether sending is paused because the key or the address is wrong.
@@ -144,10 +145,10 @@ impl Limiter {
         self.changed.notify_one();
     }
 
-    /// When a request was last delivered.
+    /// Whether a request that began after `then` was delivered: proof that Amberflo worked after that.
     #[must_use]
-    pub fn last_delivery(&self) -> Option<Instant> {
-        self.state().last_delivery
+    pub fn has_delivered_since(&self, then: Instant) -> bool {
+        self.state().last_delivery_began.is_some_and(|began| began > then)
     }
 
     /// The present limit of requests in flight.
@@ -183,13 +184,13 @@ impl Limiter {
         Ok(())
     }
 
-    fn report(&self, outcome: Outcome) {
+    fn report(&self, outcome: Outcome, began: Instant) {
         let now = Instant::now();
         let mut state = self.state();
         self.end_window(&mut state, now);
         match outcome {
             Outcome::Delivered => {
-                state.last_delivery = Some(now);
+                state.last_delivery_began = state.last_delivery_began.max(Some(began));
                 if state.next_probe.take().is_some() {
                     tracing::info!("Amberflo accepts requests again");
                 }
@@ -233,7 +234,7 @@ impl Limiter {
 impl Permit {
     /// Says what became of the request.
     pub fn report(self, outcome: Outcome) {
-        self.limiter.report(outcome);
+        self.limiter.report(outcome, self.given_at);
     }
 }
 

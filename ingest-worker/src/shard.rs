@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
 use futures_util::stream::FuturesOrdered;
+use futures_util::{FutureExt as _, StreamExt as _};
 use shared::amberflo::{ApiError, Client};
 use shared::api_key::ApiKeys;
 use shared::backend::{Checkpoint, DeadLetters, Position, Record, SequenceNumber, ShardId, Stream, WorkerId};
@@ -40,8 +40,12 @@ pub struct ShardContext {
     pub fence: Fence,
     /// What all shards of the worker share.
     pub common: Arc<Common>,
+    /// Submits that have not settled their batch yet.
+    unsettled: AtomicUsize,
     /// Submits that are waiting for better times.
     waiting: AtomicUsize,
+    /// Submits that cannot tell an outage from a bad record of theirs until another batch is tried.
+    wanting_evidence: AtomicUsize,
 }
 
 /// What all shards of a worker share.
@@ -73,7 +77,9 @@ pub struct Common {
     /// How batches are cut.
     pub batch: BatchLimits,
     /// Batches of one shard that may be unsettled at a time.
-    pub max_unsettled: usize,
+    pub max_in_flight: usize,
+    /// Batches of one shard that may be unsettled, or settled and waiting for an older one, at a time.
+    pub max_in_order: usize,
     /// How long a dedup window reaches.
     pub dedup_window: Duration,
     /// How long a drain may take.
@@ -102,9 +108,12 @@ pub async fn run(shard: Arc<ShardContext>, checkpoint: &watch::Sender<Checkpoint
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut drain_until = None;
+    let mut is_evidence_due = false;
 
     loop {
-        let has_room = in_flight.len() < shard.max_unsettled;
+        // Behind a suspect the window fills up; then one batch a tick goes all the same, to tell an outage from a culprit.
+        let is_behind = in_flight.len() >= shard.max_in_order || shard.unsettled() >= shard.max_in_flight;
+        let has_room = !is_behind || is_evidence_due;
         let due_at = path.batcher.due_at().filter(|_| has_room);
         let needs_permit = path.batcher.needs_permit();
         tokio::select! {
@@ -129,19 +138,30 @@ pub async fn run(shard: Arc<ShardContext>, checkpoint: &watch::Sender<Checkpoint
                     permit.set(Arc::clone(&shard.limiter).acquire());
                 }
                 let batch = path.take_batch();
+                shard.unsettled.fetch_add(1, Ordering::Relaxed);
                 let submit = tokio::spawn(settle(Arc::clone(&shard), batch, permit_for_due));
                 in_flight.push_back(AbortOnDropHandle::new(submit));
+                is_evidence_due = false;
             }
             Some(page) = pages.next(), if !path.batcher.is_full() && drain_until.is_none() => path.take_page(page),
-            _ = tick.tick() => path.observe(),
+            _ = tick.tick() => {
+                path.observe();
+                // Once due it stays so until a batch has gone: the permit that it waits for must not be forgotten.
+                is_evidence_due |= shard.wanting_evidence.load(Ordering::Relaxed) > 0;
+            }
         }
         if let Some(until) = drain_until {
             let is_done = in_flight.is_empty() && path.batcher.due_at().is_none();
-            let is_stuck = shard.limiter.is_blocked() || (!in_flight.is_empty() && shard.waiting() == in_flight.len());
+            let unsettled = shard.unsettled();
+            let is_stuck = shard.limiter.is_blocked() || (unsettled > 0 && shard.waiting() == unsettled);
             if is_done || is_stuck || Instant::now() >= until {
                 break;
             }
         }
+    }
+    // What is settled by now counts, also where the end came first.
+    while let Some(Some(Ok(settled))) = in_flight.next().now_or_never() {
+        path.settled(settled, checkpoint);
     }
 }
 
@@ -309,20 +329,35 @@ impl ShardContext {
     /// The context of one shard.
     #[must_use]
     pub fn new(shard: ShardId, fence: Fence, common: Arc<Common>) -> Self {
-        Self { shard, fence, common, waiting: AtomicUsize::new(0) }
+        Self {
+            shard,
+            fence,
+            common,
+            unsettled: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
+            wanting_evidence: AtomicUsize::new(0),
+        }
     }
 
     /// Runs `wait` inside the fence, and counts this submit as one that makes no progress meanwhile.
     pub async fn waiting_for<T>(&self, wait: impl Future<Output = T>) -> T {
-        struct Waiting<'a>(&'a AtomicUsize);
-        impl Drop for Waiting<'_> {
-            fn drop(&mut self) {
-                self.0.fetch_sub(1, Ordering::Relaxed);
-            }
-        }
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        let _waiting = Waiting(&self.waiting);
+        let _counted = Counted::new(&self.waiting);
         self.fence.guard(wait).await
+    }
+
+    /// As [`waiting_for`](Self::waiting_for); other batches are let through meanwhile.
+    pub async fn waiting_for_evidence<T>(&self, wait: impl Future<Output = T>) -> T {
+        let _counted = Counted::new(&self.wanting_evidence);
+        self.waiting_for(wait).await
+    }
+
+    /// Ends what the shard began when it handed the batch over.
+    pub(crate) fn count_settled(&self) {
+        self.unsettled.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    fn unsettled(&self) -> usize {
+        self.unsettled.load(Ordering::Relaxed)
     }
 
     fn waiting(&self) -> usize {
@@ -361,5 +396,21 @@ impl ShardContext {
             worker: self.worker.to_string(),
             dead_lettered_at: self.clock.now(),
         }
+    }
+}
+
+/// Counts one up while it lives.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -3,6 +3,7 @@
 //! This is the whole table of what Amberflo's answers mean. Nothing here gives up: a batch ends settled, or its task
 //! is dropped because the shard now belongs to another worker, which will read the same records again.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -22,8 +23,6 @@ use crate::shard::ShardContext;
 
 /// A batch that has failed for this long while others were delivered is searched for the record that breaks it.
 const UNCONFIRMED_AFTER: Duration = Duration::from_secs(30 * 60);
-/// "While others were delivered" means: one of them within this time.
-const OTHERS_WITHIN: Duration = Duration::from_secs(5 * 60);
 /// How often a part of such a batch must fail before it is split further.
 const UNCONFIRMED_ATTEMPTS: u32 = 3;
 /// How long a part may be refused with 403 alone before that counts as everybody's problem again.
@@ -57,6 +56,7 @@ pub async fn settle(shard: Arc<ShardContext>, mut batch: Batch, permit: Option<P
     for letter in &letters {
         metrics::counter!("ingest_dead_letters_total", "reason" => letter.reason.clone()).increment(1);
     }
+    shard.count_settled();
     Settled {
         last: batch.last.clone(),
         window_mark: batch.window_mark,
@@ -99,11 +99,11 @@ impl Parcel {
 /// Sends every record of the batch; answers the dead letters of those that Amberflo will not take.
 async fn deliver(shard: &ShardContext, batch: &Batch, mut first_permit: Option<Permit>) -> Vec<DeadLetter> {
     let mut letters = Vec::new();
-    let mut parcels = Vec::new();
+    let mut parcels = VecDeque::new();
     if !batch.items.is_empty() {
-        parcels.push(Parcel::new((0..batch.items.len()).collect()));
+        parcels.push_back(Parcel::new((0..batch.items.len()).collect()));
     }
-    while let Some(mut parcel) = parcels.pop() {
+    while let Some(mut parcel) = parcels.pop_back() {
         if parcel.items.len() > 1 && batch.bytes_of(&parcel.items) > shard.body_limit.current() {
             split(batch, parcel, None, &mut parcels);
             continue;
@@ -114,13 +114,12 @@ async fn deliver(shard: &ShardContext, batch: &Batch, mut first_permit: Option<P
         };
         let body = parcel.body.get_or_insert_with(|| batch.gzip(&parcel.items)).clone();
         metrics::histogram!("ingest_batch_compressed_bytes").record(body.len() as f64);
-        let started = Instant::now();
         let error = match shard.fence.guard(shard.client.ingest(body)).await {
             Ok(answer) => {
                 permit.report(Outcome::Delivered);
                 if is_short(&answer, &parcel) && !parcel.was_resent {
                     parcel.was_resent = true;
-                    parcels.push(parcel);
+                    parcels.push_back(parcel);
                     continue;
                 }
                 delivered(shard, batch, &parcel, &answer);
@@ -128,11 +127,13 @@ async fn deliver(shard: &ShardContext, batch: &Batch, mut first_permit: Option<P
             }
             Err(error) => error,
         };
-        if error.decision == Decision::Split {
+        if error.decision == Decision::Split && parcel.items.len() > 1 {
             shard.body_limit.refused(batch.bytes_of(&parcel.items));
         }
-        match next_step(shard, &mut parcel, &error, started, permit).await {
-            Next::Again => parcels.push(parcel),
+        match next_step(shard, &mut parcel, &error, permit).await {
+            // A suspect lets the others go first: what becomes of them is the evidence.
+            Next::Again if parcel.suspicion.is_some() => parcels.push_front(parcel),
+            Next::Again => parcels.push_back(parcel),
             Next::Divide(_, suspicion) if parcel.items.len() > 1 => split(batch, parcel, suspicion, &mut parcels),
             Next::Divide(reason, _) => {
                 letters.push(shard.refused(&batch.items[parcel.items[0]].record, reason, &error));
@@ -150,15 +151,8 @@ enum Next {
     Divide(Reason, Option<Suspicion>),
 }
 
-async fn next_step(
-    shard: &ShardContext,
-    parcel: &mut Parcel,
-    error: &ApiError,
-    started: Instant,
-    permit: Permit,
-) -> Next {
+async fn next_step(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError, permit: Permit) -> Next {
     tracing::debug!(shard = %shard.shard, records = parcel.items.len(), %error, decision = ?error.decision, "not delivered");
-    let others_since = |then: Instant| shard.limiter.last_delivery().is_some_and(|last| last > then);
     match error.decision {
         Decision::Isolate | Decision::Split => {
             permit.report(Outcome::Answered);
@@ -172,48 +166,62 @@ async fn next_step(
         }
         Decision::Backoff => {
             permit.report(Outcome::Failed);
-            parcel.failures += 1;
-            if parcel.failures.is_power_of_two() {
-                tracing::warn!(shard = %shard.shard, %error, failures = parcel.failures, "Amberflo fails; trying again");
-            }
-            let since = *parcel.first_failure.get_or_insert(started);
-            let is_alone = match parcel.suspicion {
-                Some(Suspicion::Failing) => parcel.failures >= UNCONFIRMED_ATTEMPTS,
-                _ => since.elapsed() >= UNCONFIRMED_AFTER && others_since(Instant::now() - OTHERS_WITHIN),
-            };
-            if is_alone && others_since(since) {
-                tracing::warn!(shard = %shard.shard, records = parcel.items.len(), %error, "failing alone: dividing it");
-                return Next::Divide(Reason::Unconfirmed, Some(Suspicion::Failing));
-            }
-            shard.waiting_for(sleep(parcel.backoff.next_delay())).await;
-            Next::Again
+            failed(shard, parcel, error).await
         }
-        Decision::Pause => {
-            let since = *parcel.first_refusal.get_or_insert(started);
-            let is_forbidden = error.status == Some(StatusCode::FORBIDDEN);
-            if is_forbidden && others_since(since) {
-                permit.report(Outcome::Answered);
-                return Next::Divide(Reason::Rejected, Some(Suspicion::Forbidden));
-            }
-            if is_forbidden && parcel.suspicion == Some(Suspicion::Forbidden) && since.elapsed() < SUSPECT_PATIENCE {
-                permit.report(Outcome::Answered);
-                shard.waiting_for(sleep(parcel.backoff.next_delay())).await;
-                return Next::Again;
-            }
-            tracing::error!(shard = %shard.shard, %error, "Amberflo refuses us; nothing is lost, nothing is sent");
-            permit.report(Outcome::Refused);
-            shard.fence.guard(shard.keys.refresh()).await;
-            Next::Again
-        }
+        Decision::Pause => refused(shard, parcel, error, permit).await,
     }
 }
 
+/// 5xx, timeouts, broken connections: an outage, unless this parcel alone has met them for a long time.
+async fn failed(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError) -> Next {
+    parcel.failures += 1;
+    if parcel.failures.is_power_of_two() {
+        tracing::warn!(shard = %shard.shard, %error, failures = parcel.failures, "Amberflo fails; trying again");
+    }
+    let since = *parcel.first_failure.get_or_insert_with(Instant::now);
+    let is_suspect = parcel.suspicion == Some(Suspicion::Failing);
+    let is_due = match is_suspect {
+        true => parcel.failures >= UNCONFIRMED_ATTEMPTS,
+        false => since.elapsed() >= UNCONFIRMED_AFTER,
+    };
+    if is_due && shard.limiter.has_delivered_since(since) {
+        tracing::warn!(shard = %shard.shard, records = parcel.items.len(), %error, "failing alone: dividing it");
+        return Next::Divide(Reason::Unconfirmed, Some(Suspicion::Failing));
+    }
+    let wait = sleep(parcel.backoff.next_delay());
+    match is_due && is_suspect {
+        true => shard.waiting_for_evidence(wait).await,
+        false => shard.waiting_for(wait).await,
+    }
+    Next::Again
+}
+
+/// The key or the address is wrong; or, with 403, this parcel alone is not wanted.
+async fn refused(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError, permit: Permit) -> Next {
+    let since = *parcel.first_refusal.get_or_insert_with(Instant::now);
+    if error.status == Some(StatusCode::FORBIDDEN) {
+        if shard.limiter.has_delivered_since(since) {
+            permit.report(Outcome::Answered);
+            return Next::Divide(Reason::Rejected, Some(Suspicion::Forbidden));
+        }
+        if parcel.suspicion == Some(Suspicion::Forbidden) && since.elapsed() < SUSPECT_PATIENCE {
+            permit.report(Outcome::Answered);
+            shard.waiting_for_evidence(sleep(parcel.backoff.next_delay())).await;
+            return Next::Again;
+        }
+    }
+    tracing::error!(shard = %shard.shard, %error, "Amberflo refuses us; nothing is lost, nothing is sent");
+    permit.report(Outcome::Refused);
+    shard.fence.guard(shard.keys.refresh()).await;
+    Next::Again
+}
+
 /// Puts both halves of a parcel on the stack.
-fn split(batch: &Batch, parcel: Parcel, suspicion: Option<Suspicion>, parcels: &mut Vec<Parcel>) {
+fn split(batch: &Batch, parcel: Parcel, suspicion: Option<Suspicion>, parcels: &mut VecDeque<Parcel>) {
     let suspicion = suspicion.or(parcel.suspicion);
     let (left, right) = batch.split(parcel.items);
-    parcels.push(Parcel { suspicion, ..Parcel::new(right) });
-    parcels.push(Parcel { suspicion, ..Parcel::new(left) });
+    parcels.push_back(Parcel { suspicion, ..Parcel::new(right) });
+    parcels.push_back(Parcel { suspicion, ..Parcel::new(left) });
 }
 
 fn is_short(answer: &Ingested, parcel: &Parcel) -> bool {

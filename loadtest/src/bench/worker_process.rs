@@ -98,7 +98,7 @@ async fn drain(backlog: usize, settings: &[&str]) -> anyhow::Result<Seen> {
 fn start(directory: &Path, url: &str, settings: &[&str]) -> anyhow::Result<Child> {
     let stream = format!("local:{}", directory.display());
     Command::new(std::env::current_exe()?)
-        .arg("ingest-worker")
+        .arg(crate::worker_process::SUBCOMMAND)
         .args(["--stream", &stream, "--amberflo-base-url", url, "--amberflo-api-key", "sandbox-key"])
         .args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--log", "error"])
         .args(settings)
