@@ -337,7 +337,11 @@ impl Play {
     /// Whether every shard's checkpoint is at its end.
     async fn is_settled(&self) -> bool {
         let store = &self.world.store;
-        for lease in store.list().await.unwrap() {
+        let leases = store.list().await.unwrap();
+        if leases.len() < store.shards().await.unwrap().len() {
+            return false;
+        }
+        for lease in leases {
             let from = match &lease.checkpoint {
                 shared::backend::Checkpoint::Start(position) => position.clone(),
                 shared::backend::Checkpoint::Settled { sequence_number, .. } => {
@@ -349,6 +353,6 @@ impl Play {
                 return false;
             }
         }
-        !store.list().await.unwrap().is_empty()
+        true
     }
 }
