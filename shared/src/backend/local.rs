@@ -47,13 +47,22 @@ pub struct LocalOptions {
     pub retention: Duration,
     /// Publishing beyond this many bytes of used pages is refused as [`BackendError::Full`].
     pub max_bytes: u64,
+    /// Publishing is refused as [`BackendError::Full`] too while the disk has less than this free: without room for
+    /// checkpoints and dead letters nothing could be settled, so nothing pruned, and a full disk would stay full.
+    pub reserve_bytes: u64,
     /// Tells arrival times and when hidden dead letters become visible again.
     pub clock: Clock,
 }
 
 impl Default for LocalOptions {
     fn default() -> Self {
-        Self { shards: 4, retention: Duration::from_secs(2 * 120 + 30), max_bytes: 8 << 30, clock: Clock::system() }
+        Self {
+            shards: 4,
+            retention: Duration::from_secs(2 * 120 + 30),
+            max_bytes: 8 << 30,
+            reserve_bytes: 64 << 20,
+            clock: Clock::system(),
+        }
     }
 }
 

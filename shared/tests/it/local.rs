@@ -230,6 +230,22 @@ async fn a_full_store_refuses_to_publish_and_nothing_else() {
     store.publish(batch()).await.unwrap();
 }
 
+#[tokio::test]
+async fn a_disk_with_too_little_room_takes_no_events_but_checkpoints_and_dead_letters() {
+    let dir = TempDir::new().unwrap();
+    let store = open(dir.path(), one_shard());
+    store.publish(vec![record(vec![1; 100])]).await.unwrap();
+    drop(store);
+    // More than any disk has free.
+    let store = open(dir.path(), LocalOptions { reserve_bytes: u64::MAX, ..one_shard() });
+    let error = store.publish(vec![record(vec![2; 100])]).await.unwrap_err();
+    assert!(matches!(error, BackendError::Full(_)), "{error}");
+    assert_eq!(read_all(&store).await.len(), 1);
+    store.send(&[letter(1)]).await.unwrap();
+    settle_all(&store).await;
+    store.prune().await.unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn prunes_what_is_settled_and_older_than_the_retention() {
     let clock = Clock::following_tokio(1_000_000);

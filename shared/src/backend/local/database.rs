@@ -51,6 +51,14 @@ impl Database {
         &self.name
     }
 
+    /// Bytes that the file's disk has free; where it does not say, SQLite will find out.
+    pub(super) fn free_disk(&self) -> u64 {
+        match rustix::fs::statvfs(self.name.as_str()) {
+            Ok(disk) if !self.is_in_memory() => disk.f_bavail.saturating_mul(disk.f_frsize),
+            _ => u64::MAX,
+        }
+    }
+
     pub(super) fn is_in_memory(&self) -> bool {
         self.readers.is_empty()
     }

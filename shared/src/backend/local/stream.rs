@@ -123,9 +123,11 @@ impl Inner {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let mut used = used_bytes(&transaction)?;
         let arrived_at = next_arrival(&transaction, self.options.clock.now())?;
+        let mut disk = self.database.free_disk().saturating_sub(self.options.reserve_bytes);
         let mut stored = Vec::with_capacity(group.len());
         for call in group {
-            let fits = used.saturating_add(call.size) <= self.options.max_bytes;
+            let fits = used.saturating_add(call.size) <= self.options.max_bytes && call.size <= disk;
+            disk = disk.saturating_sub(if fits { call.size } else { 0 });
             if fits {
                 used += call.size;
                 insert(&transaction, &call.records, self.shards, arrived_at)?;
@@ -137,8 +139,11 @@ impl Inner {
     }
 
     fn full(&self) -> BackendError {
-        let (name, limit) = (self.database.name(), self.options.max_bytes);
-        BackendError::Full(format!("{name} has reached its limit of {limit} bytes: nothing was stored"))
+        let (name, limit, reserve) = (self.database.name(), self.options.max_bytes, self.options.reserve_bytes);
+        BackendError::Full(format!(
+            "{name} has reached its limit of {limit} bytes, or its disk has less than {reserve} bytes free: nothing was \
+             stored"
+        ))
     }
 
     fn lost(&self) -> BackendError {
