@@ -80,7 +80,7 @@ pub struct Settings {
     /// Amberflo's API.
     #[arg(long, env, default_value = DEFAULT_BASE_URL, value_name = "URL", help_heading = "Amberflo")]
     pub amberflo_base_url: String,
-    /// Amberflo's ingest endpoint. Default: https://ingest.amberflo.io, or the base URL where that was changed.
+    /// Amberflo's ingest endpoint. Default: ingest.amberflo.io, or the base URL where that was changed.
     #[arg(long, env, value_name = "URL", help_heading = "Amberflo")]
     pub amberflo_ingest_url: Option<String>,
     /// The API key. Prefer the file: a process's environment is easy to read.
