@@ -19,11 +19,11 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Cli, Command, DeadLettersCommand, Settings, StreamName};
+use crate::context::Common;
 use crate::dedup::KeyBudget;
 use crate::limiter::Limiter;
 use crate::meters::MeterBudget;
 use crate::reader::Buffer;
-use crate::shard::Common;
 use crate::submit::BodyLimit;
 use crate::worker::Worker;
 use crate::{bus, metrics};

@@ -8,6 +8,7 @@ pub mod backoff;
 pub mod batch;
 pub mod bus;
 pub mod config;
+pub mod context;
 pub mod dedup;
 pub mod lease;
 pub mod limiter;

@@ -3,98 +3,29 @@
 use std::collections::VecDeque;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::stream::FuturesOrdered;
 use futures_util::{FutureExt as _, StreamExt as _};
-use shared::amberflo::{ApiError, Client};
-use shared::api_key::ApiKeys;
-use shared::backend::{Checkpoint, DeadLetters, Position, Record, SequenceNumber, ShardId, Stream, WorkerId};
-use shared::clock::{Clock, UnixMillis, millis};
-use shared::dead_letter::{DeadLetter, SCHEMA_VERSION};
-use shared::event::{self, EventRules, Identity};
+use shared::backend::{Checkpoint, Position, Record, SequenceNumber};
+use shared::clock::{UnixMillis, millis};
+use shared::event;
 use shared::reason::Reason;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::batch::{BatchLimits, Batcher, Pushed};
-use crate::dedup::{KeyBudget, Seen, Window};
-use crate::lease::Fence;
-use crate::limiter::Limiter;
-use crate::meters::MeterBudget;
-use crate::reader::{Buffer, BufferedPage, Pages};
-use crate::submit::{BodyLimit, Settled, settle};
+use crate::batch::{Batch, Batcher, Pushed};
+use crate::context::ShardContext;
+use crate::dedup::{Seen, Window};
+use crate::reader::{BufferedPage, Pages};
+use crate::submit::{Settled, settle};
 
 /// Arrival times are approximate on Kinesis: the rebuild of the dedup window reaches back this much further.
 pub const REBUILD_SLACK: Duration = Duration::from_secs(30);
 const TICK: Duration = Duration::from_secs(1);
-
-/// What a shard's task and its submits work with.
-pub struct ShardContext {
-    /// The shard.
-    pub shard: ShardId,
-    /// While it stands, this worker may act for the shard.
-    pub fence: Fence,
-    /// What all shards of the worker share.
-    pub common: Arc<Common>,
-    /// Submits that have not settled their batch yet.
-    unsettled: AtomicUsize,
-    /// Submits that are waiting for better times.
-    waiting: AtomicUsize,
-    /// Submits that cannot tell an outage from a bad record of theirs until another batch is tried.
-    wanting_evidence: AtomicUsize,
-}
-
-/// What all shards of a worker share.
-pub struct Common {
-    /// The name of this worker.
-    pub worker: WorkerId,
-    /// The name of the stream, for dead letters.
-    pub stream_name: String,
-    /// Where records come from.
-    pub stream: Arc<dyn Stream>,
-    /// Where records go that cannot be delivered.
-    pub dead_letters: Arc<dyn DeadLetters>,
-    /// Where records go.
-    pub client: Client,
-    /// The API key, for a refresh when it is refused.
-    pub keys: ApiKeys,
-    /// The limits of the account.
-    pub limiter: Arc<Limiter>,
-    /// The body size that Amberflo takes.
-    pub body_limit: BodyLimit,
-    /// Events per meter and hour.
-    pub meters: MeterBudget,
-    /// Keys of all dedup windows.
-    pub dedup_keys: Arc<KeyBudget>,
-    /// Memory of all shards.
-    pub buffer: Buffer,
-    /// What an event may be.
-    pub rules: EventRules,
-    /// How batches are cut.
-    pub batch: BatchLimits,
-    /// Batches of one shard that may be unsettled at a time.
-    pub max_in_flight: usize,
-    /// Batches of one shard that may be unsettled, or settled and waiting for an older one, at a time.
-    pub max_in_order: usize,
-    /// How long a dedup window reaches.
-    pub dedup_window: Duration,
-    /// How long a drain may take.
-    pub drain: Duration,
-    /// Wall time.
-    pub clock: Clock,
-}
-
-impl std::ops::Deref for ShardContext {
-    type Target = Common;
-
-    fn deref(&self) -> &Common {
-        &self.common
-    }
-}
 
 /// Runs the shard until the fence falls, or until `stop` asks for a drain and the drain is over.
 ///
@@ -276,7 +207,7 @@ impl Path {
         }
     }
 
-    fn take_batch(&mut self) -> crate::batch::Batch {
+    fn take_batch(&mut self) -> Batch {
         let (batch, trigger) = self.batcher.take();
         self.first_arrivals.push_back(batch.first_arrival.unwrap_or(UnixMillis::MAX));
         if !batch.items.is_empty() {
@@ -323,94 +254,4 @@ impl Drop for Path {
 
 fn count(outcome: &'static str, events: u64) {
     metrics::counter!("ingest_events_total", "outcome" => outcome).increment(events);
-}
-
-impl ShardContext {
-    /// The context of one shard.
-    #[must_use]
-    pub fn new(shard: ShardId, fence: Fence, common: Arc<Common>) -> Self {
-        Self {
-            shard,
-            fence,
-            common,
-            unsettled: AtomicUsize::new(0),
-            waiting: AtomicUsize::new(0),
-            wanting_evidence: AtomicUsize::new(0),
-        }
-    }
-
-    /// Runs `wait` inside the fence, and counts this submit as one that makes no progress meanwhile.
-    pub async fn waiting_for<T>(&self, wait: impl Future<Output = T>) -> T {
-        let _counted = Counted::new(&self.waiting);
-        self.fence.guard(wait).await
-    }
-
-    /// As [`waiting_for`](Self::waiting_for); other batches are let through meanwhile.
-    pub async fn waiting_for_evidence<T>(&self, wait: impl Future<Output = T>) -> T {
-        let _counted = Counted::new(&self.wanting_evidence);
-        self.waiting_for(wait).await
-    }
-
-    /// Ends what the shard began when it handed the batch over.
-    pub(crate) fn count_settled(&self) {
-        self.unsettled.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    fn unsettled(&self) -> usize {
-        self.unsettled.load(Ordering::Relaxed)
-    }
-
-    fn waiting(&self) -> usize {
-        self.waiting.load(Ordering::Relaxed)
-    }
-
-    /// The dead letter of a record that Amberflo refused. The event is read anew: parsing is pure.
-    #[must_use]
-    pub fn refused(&self, record: &Record, reason: Reason, error: &ApiError) -> DeadLetter {
-        let identity = event::parse(record, &self.shard, &self.rules).map(|event| event.identity()).unwrap_or_default();
-        DeadLetter {
-            amberflo_status: error.status.map(|status| status.as_u16()),
-            amberflo_answer: Some(error.answer.clone()),
-            ..self.letter(record, reason, error.to_string(), identity)
-        }
-    }
-
-    fn letter(&self, record: &Record, reason: Reason, detail: String, identity: Identity) -> DeadLetter {
-        DeadLetter {
-            schema_version: SCHEMA_VERSION,
-            reason: reason.to_string(),
-            detail,
-            payload: record.data.clone(),
-            partition_key: record.partition_key.clone(),
-            stream: self.stream_name.clone(),
-            shard: self.shard.to_string(),
-            sequence_number: record.sequence_number.to_string(),
-            arrived_at: record.arrived_at,
-            tenant_id: identity.tenant_id,
-            meter_api_name: identity.meter_api_name,
-            unique_id: identity.unique_id,
-            meter_time_in_millis: identity.meter_time,
-            redrive_count: identity.redrive_count,
-            amberflo_status: None,
-            amberflo_answer: None,
-            worker: self.worker.to_string(),
-            dead_lettered_at: self.clock.now(),
-        }
-    }
-}
-
-/// Counts one up while it lives.
-struct Counted<'a>(&'a AtomicUsize);
-
-impl<'a> Counted<'a> {
-    fn new(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count)
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }

@@ -18,8 +18,8 @@ use tokio::time::{Instant, sleep};
 
 use crate::backoff::Backoff;
 use crate::batch::Batch;
+use crate::context::ShardContext;
 use crate::limiter::{Outcome, Permit};
-use crate::shard::ShardContext;
 
 /// A batch that has failed for this long while others were delivered is searched for the record that breaks it.
 const UNCONFIRMED_AFTER: Duration = Duration::from_secs(30 * 60);

@@ -10,8 +10,9 @@ use tokio::task::{self, JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
+use crate::context::{Common, ShardContext};
 use crate::lease::Keeper;
-use crate::shard::{self, Common, ShardContext};
+use crate::shard;
 
 /// One ingest worker.
 pub struct Worker {

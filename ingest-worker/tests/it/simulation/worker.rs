@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use ingest_worker::batch::BatchLimits;
+use ingest_worker::context::Common;
 use ingest_worker::dedup::KeyBudget;
 use ingest_worker::limiter::Limiter;
 use ingest_worker::meters::MeterBudget;
 use ingest_worker::reader::Buffer;
-use ingest_worker::shard::Common;
 use ingest_worker::submit::BodyLimit;
 use ingest_worker::worker::Worker;
 use shared::amberflo::Client;

@@ -1,0 +1,132 @@
+use super::*;
+use tokio::time::{advance, sleep, timeout};
+
+fn limiter(max_in_flight: u32, rate: f64) -> Arc<Limiter> {
+    Limiter::new(NonZeroU32::new(max_in_flight).unwrap(), rate)
+}
+
+async fn permit(limiter: &Arc<Limiter>) -> Permit {
+    Arc::clone(limiter).acquire().await
+}
+
+async fn is_blocked(limiter: &Arc<Limiter>) -> bool {
+    timeout(Duration::from_millis(1), permit(limiter)).await.is_err()
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_second_holds_more_than_the_rate_and_one() {
+    let limiter = limiter(100, 10.0);
+    let mut sent = Vec::new();
+    for _ in 0..50 {
+        drop(permit(&limiter).await);
+        sent.push(Instant::now());
+    }
+    for (index, start) in sent.iter().enumerate() {
+        let within = sent[index..].iter().take_while(|at| **at - *start <= Duration::from_secs(1)).count();
+        assert!(within <= 11, "{within} requests in one second");
+    }
+    let took = sent[49] - sent[0];
+    assert!((4.85..4.95).contains(&took.as_secs_f64()), "full speed is kept: {took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_share_of_the_shards_is_a_share_of_the_rate() {
+    let limiter = limiter(100, 10.0);
+    limiter.set_share(1, 4);
+    drop(permit(&limiter).await);
+    let started = Instant::now();
+    for _ in 0..10 {
+        drop(permit(&limiter).await);
+    }
+    assert_eq!(started.elapsed().as_millis(), 4000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn retry_after_holds_for_everyone_and_the_longest_counts() {
+    let limiter = limiter(8, 0.0);
+    let (first, second) = (permit(&limiter).await, permit(&limiter).await);
+    first.report(Outcome::SlowDown(Some(Duration::from_secs(20))));
+    second.report(Outcome::SlowDown(Some(Duration::from_secs(5))));
+    assert!(limiter.is_blocked());
+    let started = Instant::now();
+    drop(permit(&limiter).await);
+    assert_eq!(started.elapsed().as_secs(), 20);
+    assert!(!limiter.is_blocked());
+}
+
+#[tokio::test(start_paused = true)]
+async fn concurrency_is_halved_once_a_window_and_grows_by_one() {
+    let limiter = limiter(16, 0.0);
+    let permits: Vec<Permit> = [permit(&limiter).await, permit(&limiter).await, permit(&limiter).await].into();
+    for permit in permits {
+        permit.report(Outcome::SlowDown(None));
+    }
+    assert_eq!(limiter.concurrency(), 8, "one cut for one burst of refusals");
+    advance(WINDOW).await;
+    permit(&limiter).await.report(Outcome::Failed);
+    assert_eq!(limiter.concurrency(), 7);
+    for _ in 0..3 {
+        advance(WINDOW).await;
+        permit(&limiter).await.report(Outcome::Delivered);
+    }
+    assert_eq!(limiter.concurrency(), 7, "what was not used does not grow");
+    for expected in [8, 9, 10] {
+        advance(WINDOW).await;
+        // The first report ends the window in which the limit was not reached; then the limit is reached.
+        permit(&limiter).await.report(Outcome::Delivered);
+        let mut held = Vec::new();
+        for _ in 0..limiter.concurrency() {
+            held.push(permit(&limiter).await);
+        }
+        assert!(is_blocked(&limiter).await);
+        advance(WINDOW).await;
+        held.pop().unwrap().report(Outcome::Delivered);
+        assert_eq!(limiter.concurrency(), expected);
+        drop(held);
+        advance(WINDOW).await;
+        permit(&limiter).await.report(Outcome::Delivered);
+        advance(WINDOW).await;
+        permit(&limiter).await.report(Outcome::Delivered);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_lets_one_probe_through_at_a_time_until_one_succeeds() {
+    let limiter = limiter(8, 0.0);
+    permit(&limiter).await.report(Outcome::Refused);
+    assert!(limiter.is_paused());
+    let started = Instant::now();
+    let probe = permit(&limiter).await;
+    assert_eq!(started.elapsed(), PROBE_INTERVAL);
+    assert!(is_blocked(&limiter).await, "one probe only");
+    probe.report(Outcome::Refused);
+    assert!(is_blocked(&limiter).await);
+    limiter.probe_now();
+    permit(&limiter).await.report(Outcome::Delivered);
+    assert!(!limiter.is_paused());
+    assert!(!is_blocked(&limiter).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancelled_wait_takes_nothing_and_permits_go_in_order() {
+    let limiter = limiter(1, 0.0);
+    let held = permit(&limiter).await;
+    assert!(is_blocked(&limiter).await);
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let tasks: Vec<_> = (0..4)
+        .map(|n| {
+            let (limiter, order) = (Arc::clone(&limiter), Arc::clone(&order));
+            tokio::spawn(async move {
+                let _permit = limiter.acquire().await;
+                order.lock().unwrap().push(n);
+                sleep(Duration::from_secs(1)).await;
+            })
+        })
+        .collect();
+    sleep(Duration::from_secs(1)).await;
+    tasks[1].abort();
+    drop(held);
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(*order.lock().unwrap(), [0, 2, 3]);
+    assert!(!is_blocked(&limiter).await, "nothing leaked");
+}
