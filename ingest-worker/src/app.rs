@@ -12,6 +12,7 @@ use shared::api_key::ApiKeys;
 use shared::backend::BackendError;
 use shared::backend::local::{LocalOptions, LocalStore};
 use shared::clock::Clock;
+use shared::dead_letter::DeadLetter;
 use shared::redrive;
 use shared::service::{self, ConfigError, EXIT_CONFIGURATION, EXIT_FAILURE, Ready};
 use tokio::task::JoinSet;
@@ -21,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Cli, Command, DeadLettersCommand, Settings, StreamName};
 use crate::context::Common;
 use crate::dedup::KeyBudget;
+use crate::lease::RELEASE_TIMEOUT;
 use crate::limiter::Limiter;
 use crate::meters::MeterBudget;
 use crate::reader::Buffer;
@@ -32,8 +34,6 @@ const PRUNE_INTERVAL: Duration = Duration::from_secs(30);
 /// Settled batches wait for older ones: room for this many keeps a shard going while one of its batches is searched for
 /// a bad record.
 const IN_ORDER_PER_IN_FLIGHT: usize = 4;
-/// Leases are released within this time after the drain of the shards.
-const RELEASE_TIME: Duration = Duration::from_secs(2);
 
 /// Runs the program with these arguments, the first of which is its name.
 pub async fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -124,7 +124,7 @@ async fn work(settings: &Settings) -> anyhow::Result<ExitCode> {
     }
     stop.cancel();
     tokio::select! {
-        drained = timeout(settings.shutdown_grace + RELEASE_TIME, worker) => {
+        drained = timeout(settings.shutdown_grace.max(RELEASE_TIMEOUT) + RELEASE_TIMEOUT, worker) => {
             drained.context("the drain took longer than SHUTDOWN_GRACE")?.context("the worker failed")?;
         }
         Some(signal) = signals.recv() => {
@@ -169,7 +169,7 @@ fn common(settings: &Settings, store: &LocalStore, keys: ApiKeys) -> anyhow::Res
         max_in_flight: settings.max_in_flight.get() as usize,
         max_in_order: IN_ORDER_PER_IN_FLIGHT * settings.max_in_flight.get() as usize,
         dedup_window: settings.dedup_window,
-        drain: settings.shutdown_grace,
+        drain: settings.shutdown_grace.saturating_sub(RELEASE_TIMEOUT),
         clock,
     }))
 }
@@ -189,6 +189,8 @@ fn log_start(settings: &Settings, common: &Common) {
 }
 
 async fn dead_letters(settings: &Settings, command: DeadLettersCommand) -> anyhow::Result<ExitCode> {
+    settings.check()?;
+    service::init_logs(&settings.logs)?;
     let StreamName::Local(directory) = &settings.stream;
     if !directory.is_dir() {
         let given = &settings.stream;
@@ -196,7 +198,14 @@ async fn dead_letters(settings: &Settings, command: DeadLettersCommand) -> anyho
     }
     let store = open(settings)?;
     match command {
-        DeadLettersCommand::List => list(&store).await,
+        DeadLettersCommand::List => each(&store, |_| true, false).await,
+        DeadLettersCommand::Delete { reason, before } => {
+            let is_meant = |letter: &DeadLetter| {
+                reason.as_ref().is_none_or(|reason| *reason == letter.reason)
+                    && before.is_none_or(|before| letter.dead_lettered_at < before.as_millisecond())
+            };
+            each(&store, is_meant, true).await
+        }
         DeadLettersCommand::Redrive => {
             let report = redrive::all(&store, &store, Clock::system().now()).await?;
             println!("{}", serde_json::to_string(&report)?);
@@ -205,7 +214,8 @@ async fn dead_letters(settings: &Settings, command: DeadLettersCommand) -> anyho
     }
 }
 
-async fn list(store: &LocalStore) -> anyhow::Result<ExitCode> {
+/// Prints the letters that are meant, and deletes them where that is wanted.
+async fn each(store: &LocalStore, is_meant: impl Fn(&DeadLetter) -> bool, delete: bool) -> anyhow::Result<ExitCode> {
     let mut after = 0;
     loop {
         let page = store.peek_dead_letters(after, 100).await?;
@@ -213,8 +223,12 @@ async fn list(store: &LocalStore) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::SUCCESS);
         };
         after = *last;
-        for (_, letter) in page {
-            println!("{}", serde_json::to_string(&letter)?);
+        let meant: Vec<_> = page.into_iter().filter(|(_, letter)| is_meant(letter)).collect();
+        for (_, letter) in &meant {
+            println!("{}", serde_json::to_string(letter)?);
+        }
+        if delete {
+            store.delete_dead_letters(meant.iter().map(|(id, _)| *id).collect()).await?;
         }
     }
 }

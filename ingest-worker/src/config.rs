@@ -44,7 +44,7 @@ pub enum Command {
 }
 
 /// What can be done with dead letters.
-#[derive(Clone, Copy, Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 pub enum DeadLettersCommand {
     /// Prints every dead letter as one line of JSON.
     List,
@@ -53,6 +53,15 @@ pub enum DeadLettersCommand {
     /// Leaves conflicts and unreadable payloads where they are. Amberflo receives identical records, so an event that
     /// it took after all is not billed again.
     Redrive,
+    /// Removes dead letters for good, without delivering them; prints each as `list` does, so keep the output.
+    Delete {
+        /// Only those with this reason.
+        #[arg(long, required_unless_present = "before")]
+        reason: Option<String>,
+        /// Only those that were dead-lettered before this RFC 3339 time.
+        #[arg(long, value_name = "TIME")]
+        before: Option<jiff::Timestamp>,
+    },
 }
 
 /// The worker's settings.
@@ -263,9 +272,9 @@ impl Settings {
                 self.buffer_max_bytes, self.batch_max_bytes
             )));
         }
-        if !self.rate_requests_per_second.is_finite() || !(0.0..=1e6).contains(&self.rate_requests_per_second) {
+        if self.rate_requests_per_second != 0.0 && !(0.001..=1e6).contains(&self.rate_requests_per_second) {
             return Err(ConfigError(format!(
-                "RATE_REQUESTS_PER_SECOND: {} is out of range; allowed is 0 (off) to 1000000",
+                "RATE_REQUESTS_PER_SECOND: {} is out of range; allowed is 0 (off), or 0.001 to 1000000",
                 self.rate_requests_per_second
             )));
         }
@@ -311,7 +320,7 @@ impl Settings {
     #[must_use]
     pub fn ingest_url(&self) -> String {
         let base = &self.amberflo_base_url;
-        let default = if base == DEFAULT_BASE_URL { DEFAULT_INGEST_URL } else { base };
+        let default = if base.trim_end_matches('/') == DEFAULT_BASE_URL { DEFAULT_INGEST_URL } else { base };
         self.amberflo_ingest_url.clone().unwrap_or_else(|| default.to_owned())
     }
 
@@ -354,9 +363,15 @@ impl Settings {
 
 fn check_url(name: &str, url: &str) -> Result<(), ConfigError> {
     let parsed = url.parse::<http::Uri>().ok();
+    // It may hold a password, so it is not shown.
+    if url.contains('@') {
+        return Err(ConfigError(format!(
+            "{name}: a URL with a user name or password; allowed is http://HOST or https://HOST"
+        )));
+    }
     let scheme = parsed.as_ref().and_then(|uri| uri.scheme_str());
     match (scheme, parsed.as_ref().and_then(|uri| uri.host())) {
-        (Some("http" | "https"), Some(host)) if !host.is_empty() => Ok(()),
+        (Some("http" | "https"), Some(host)) if !host.is_empty() && !url.contains('?') => Ok(()),
         _ => Err(ConfigError(format!("{name}: {url:?} is not a URL; allowed is http://HOST or https://HOST"))),
     }
 }

@@ -12,7 +12,8 @@ const FENCE_MARGIN: Duration = Duration::from_secs(2);
 /// Checkpoints are written at most this often.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
 const RETRY_DELAY: Duration = Duration::from_millis(200);
-const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the release of a lease may take.
+pub const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Says how long this worker may act for a shard.
 ///

@@ -52,6 +52,7 @@ struct Rate {
 
 struct State {
     rate: Option<Rate>,
+    share: f64,
     concurrency: f64,
     in_flight: u32,
     window_ends: Instant,
@@ -80,6 +81,7 @@ impl Limiter {
             account_rate: rate,
             state: Mutex::new(State {
                 rate: Rate::new(rate),
+                share: 1.0,
                 concurrency: max_in_flight,
                 in_flight: 0,
                 window_ends: Instant::now() + WINDOW,
@@ -97,9 +99,14 @@ impl Limiter {
 
     /// Sets this worker's share of the account's rate.
     pub fn set_share(&self, owned_shards: usize, all_shards: usize) {
-        let share = owned_shards.max(1) as f64 / all_shards.max(1) as f64;
-        self.state().rate = Rate::new(self.account_rate * share.min(1.0));
-        self.changed.notify_one();
+        let share = (owned_shards.max(1) as f64 / all_shards.max(1) as f64).min(1.0);
+        let mut state = self.state();
+        // A new rate starts with a request to spare: not at every scan.
+        if state.share != share {
+            state.share = share;
+            state.rate = Rate::new(self.account_rate * share);
+            self.changed.notify_one();
+        }
     }
 
     /// Waits until a request may be sent. Cancel-safe: a dropped call takes nothing with it but its place in the queue.
@@ -128,11 +135,12 @@ impl Limiter {
         self.state().next_probe.is_some()
     }
 
-    /// Whether nothing will be sent for a while: a pause, or a `Retry-After` that is not over.
+    /// Whether nothing is under way and nothing will be sent for a while: a pause, or a `Retry-After` that is not over.
     #[must_use]
     pub fn is_blocked(&self) -> bool {
         let state = self.state();
-        state.next_probe.is_some() || state.retry_after.is_some_and(|until| until > Instant::now())
+        let is_held = state.next_probe.is_some() || state.retry_after.is_some_and(|until| until > Instant::now());
+        is_held && state.in_flight == 0
     }
 
     /// Lets a batch try at once whether the pause can end: the key has changed.
@@ -202,7 +210,9 @@ impl Limiter {
             }
             Outcome::Failed => cut(&mut state, CUT_ON_FAILURE),
             Outcome::Refused => {
-                if state.next_probe.is_none() {
+                // A late answer to the old key says nothing about the new one.
+                let is_outdated = state.last_delivery_began > Some(began);
+                if state.next_probe.is_none() && !is_outdated {
                     tracing::error!("sending is paused: Amberflo's answer says that the API key or the URL is wrong");
                     state.next_probe = Some(now + PROBE_INTERVAL);
                 }

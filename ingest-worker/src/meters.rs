@@ -30,7 +30,7 @@ impl MeterBudget {
         Self { per_hour, hour: Mutex::default() }
     }
 
-    /// Adds delivered events.
+    /// Adds a settled batch's events.
     pub fn count(&self, meters: &HashMap<String, u64>, now: UnixMillis) {
         if self.per_hour == 0 {
             return;

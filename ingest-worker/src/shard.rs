@@ -35,6 +35,8 @@ pub async fn run(shard: Arc<ShardContext>, checkpoint: &watch::Sender<Checkpoint
     let mut pages =
         Pages::start(Arc::clone(&shard.stream), shard.shard.clone(), path.read_from(), shard.buffer.clone());
     let mut in_flight = FuturesOrdered::new();
+    // It may hold the limiter's turn, so it must be polled until it resolves: once a batch is due and needs a permit, both
+    // stay so, and there stays room for it, until the batch is taken.
     let mut permit = pin!(Arc::clone(&shard.limiter).acquire());
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -44,7 +46,7 @@ pub async fn run(shard: Arc<ShardContext>, checkpoint: &watch::Sender<Checkpoint
     loop {
         // Behind a suspect the window fills up; then one batch a tick goes all the same, to tell an outage from a culprit.
         let is_behind = in_flight.len() >= shard.max_in_order || shard.unsettled() >= shard.max_in_flight;
-        let has_room = !is_behind || is_evidence_due;
+        let has_room = !is_behind || (is_evidence_due && shard.unsettled() < 2 * shard.max_in_flight);
         let due_at = path.batcher.due_at().filter(|_| has_room);
         let needs_permit = path.batcher.needs_permit();
         tokio::select! {
@@ -62,7 +64,9 @@ pub async fn run(shard: Arc<ShardContext>, checkpoint: &watch::Sender<Checkpoint
                 }
             },
             permit_for_due = async {
-                sleep_until(due_at.unwrap_or_else(Instant::now)).await;
+                if let Some(due_at) = due_at.filter(|due_at| *due_at > Instant::now()) {
+                    sleep_until(due_at).await;
+                }
                 if needs_permit { Some(permit.as_mut().await) } else { None }
             }, if due_at.is_some() => {
                 if permit_for_due.is_some() {
@@ -74,7 +78,13 @@ pub async fn run(shard: Arc<ShardContext>, checkpoint: &watch::Sender<Checkpoint
                 in_flight.push_back(AbortOnDropHandle::new(submit));
                 is_evidence_due = false;
             }
-            Some(page) = pages.next(), if !path.batcher.is_full() && drain_until.is_none() => path.take_page(page),
+            page = pages.next(), if !path.batcher.is_full() && drain_until.is_none() => match page {
+                Some(page) => path.take_page(page),
+                None => {
+                    tracing::error!(shard = %shard.shard, "the reader failed: the shard is given up and read again");
+                    break;
+                }
+            },
             _ = tick.tick() => {
                 path.observe();
                 // Once due it stays so until a batch has gone: the permit that it waits for must not be forgotten.
@@ -231,7 +241,8 @@ impl Path {
         }
     }
 
-    fn observe(&self) {
+    fn observe(&mut self) {
+        self.window.trim();
         let shard = self.shard.shard.to_string();
         let oldest = self.first_arrivals.front().copied().or_else(|| self.batcher.first_arrival());
         let age = oldest.map_or(Duration::ZERO, |arrival| self.shard.clock.since(arrival));

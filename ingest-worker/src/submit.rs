@@ -78,6 +78,7 @@ struct Parcel {
     suspicion: Option<Suspicion>,
     failures: u32,
     first_failure: Option<Instant>,
+    last_failure: Option<Instant>,
     first_refusal: Option<Instant>,
 }
 
@@ -178,18 +179,20 @@ async fn failed(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError) -> 
     if parcel.failures.is_power_of_two() {
         tracing::warn!(shard = %shard.shard, %error, failures = parcel.failures, "Amberflo fails; trying again");
     }
-    let since = *parcel.first_failure.get_or_insert_with(Instant::now);
-    let is_suspect = parcel.suspicion == Some(Suspicion::Failing);
-    let is_due = match is_suspect {
-        true => parcel.failures >= UNCONFIRMED_ATTEMPTS,
-        false => since.elapsed() >= UNCONFIRMED_AFTER,
+    let now = Instant::now();
+    let since = *parcel.first_failure.get_or_insert(now);
+    let previous = parcel.last_failure.replace(now).unwrap_or(now);
+    let is_due = match parcel.suspicion {
+        Some(Suspicion::Failing) => parcel.failures >= UNCONFIRMED_ATTEMPTS,
+        _ => since.elapsed() >= UNCONFIRMED_AFTER,
     };
-    if is_due && shard.limiter.has_delivered_since(since) {
+    // Between this failure and the one before, another was delivered: it is not an outage, not now.
+    if is_due && shard.limiter.has_delivered_since(previous) {
         tracing::warn!(shard = %shard.shard, records = parcel.items.len(), %error, "failing alone: dividing it");
         return Next::Divide(Reason::Unconfirmed, Some(Suspicion::Failing));
     }
     let wait = sleep(parcel.backoff.next_delay());
-    match is_due && is_suspect {
+    match is_due {
         true => shard.waiting_for_evidence(wait).await,
         false => shard.waiting_for(wait).await,
     }
@@ -198,8 +201,8 @@ async fn failed(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError) -> 
 
 /// The key or the address is wrong; or, with 403, this parcel alone is not wanted.
 async fn refused(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError, permit: Permit) -> Next {
-    let since = *parcel.first_refusal.get_or_insert_with(Instant::now);
     if error.status == Some(StatusCode::FORBIDDEN) {
+        let since = *parcel.first_refusal.get_or_insert_with(Instant::now);
         if shard.limiter.has_delivered_since(since) {
             permit.report(Outcome::Answered);
             return Next::Divide(Reason::Rejected, Some(Suspicion::Forbidden));

@@ -66,6 +66,7 @@ impl Worker {
             }
         }
         self.ready.set(false);
+        metrics::gauge!("ingest_ready").set(0.0);
         while let Some(ended) = scan.tasks.join_next_with_id().await {
             self.ended(&mut scan, ended);
         }

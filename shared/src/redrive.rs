@@ -80,7 +80,7 @@ pub fn record(letter: &DeadLetter) -> Result<NewRecord, NotRedrivable> {
     let broken = |detail: String| NotRedrivable(format!("the stored payload is damaged: {detail}"));
     let text = std::str::from_utf8(&letter.payload).map_err(|error| broken(error.to_string()))?;
     let top = Object::parse(text, "the payload").map_err(|(_, detail)| broken(detail))?;
-    let marker = Redrive { count: letter.redrive_count + 1, unique_id, meter_time_in_millis };
+    let marker = Redrive { count: letter.redrive_count.saturating_add(1), unique_id, meter_time_in_millis };
     let marker = serde_json::value::to_raw_value(&marker).map_err(|error| broken(error.to_string()))?;
 
     let mut members: Vec<(&str, &RawValue)> = vec![(REDRIVE_MEMBER, &marker)];

@@ -4,6 +4,9 @@
 //! 256 KB in January 2026), the user guide (how the size is counted), LocalStack's answers recorded from AWS in
 //! December 2024 (wordings), and a published measurement that exactly 1,048,576 bytes are still accepted.
 
+use std::borrow::Cow;
+use std::collections::HashMap;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -176,13 +179,11 @@ fn accept(entry: &Entry<'_>, source: &str, detail_type: &str, detail: &RawValue,
 /// What the deployed rule takes from the event: `$.detail.tenantId` as text. `None` where there is none, or one that
 /// no usage event may have; such an event is dead-lettered downstream, wherever it lies.
 fn partition_key(detail: &RawValue) -> Option<String> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Tenant<'a> {
-        #[serde(borrow)]
-        tenant_id: &'a RawValue,
-    }
-    let Tenant { tenant_id } = serde_json::from_str(detail.get()).ok()?;
+    #[derive(Deserialize, PartialEq, Eq, Hash)]
+    struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+    // A map takes a name given twice, as the event parser does where both say the same.
+    let members: HashMap<Name<'_>, &RawValue> = serde_json::from_str(detail.get()).ok()?;
+    let tenant_id = members.get(&Name("tenantId".into()))?;
     let text = match tenant_id.get().as_bytes() {
         [b'"', ..] => serde_json::from_str(tenant_id.get()).ok()?,
         [b'-' | b'0'..=b'9', ..] => tenant_id.get().to_owned(),
@@ -378,5 +379,13 @@ mod tests {
         sized(0).unwrap();
         let error = sized(1).unwrap_err();
         assert_eq!(error.message, "Total size of the entries in the request is over the limit.");
+    }
+
+    #[test]
+    fn a_tenant_given_twice_keeps_its_partition_key() {
+        let key = |detail: &str| partition_key(serde_json::from_str(detail).unwrap());
+        assert_eq!(key(r#"{"tenantId":"a","n":1,"tenantId":"a"}"#).as_deref(), Some("a"));
+        assert_eq!(key(r#"{"tenant\u0049d":"a"}"#).as_deref(), Some("a"));
+        assert_eq!(key(r#"{"tenantId":""}"#), None);
     }
 }

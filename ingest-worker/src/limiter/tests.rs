@@ -130,3 +130,36 @@ async fn a_cancelled_wait_takes_nothing_and_permits_go_in_order() {
     assert_eq!(*order.lock().unwrap(), [0, 2, 3]);
     assert!(!is_blocked(&limiter).await, "nothing leaked");
 }
+
+#[tokio::test(start_paused = true)]
+async fn scans_that_find_the_same_share_do_not_add_requests() {
+    for rate in [0.1, 1.0, 10.0] {
+        let limiter = limiter(100, rate);
+        let scanned = Arc::clone(&limiter);
+        let scans = tokio::spawn(async move {
+            loop {
+                scanned.set_share(4, 4);
+                sleep(Duration::from_secs(2)).await;
+            }
+        });
+        let (until, mut sent) = (Instant::now() + Duration::from_secs(100), 0.0);
+        while let Ok(permit) = tokio::time::timeout_at(until, permit(&limiter)).await {
+            drop(permit);
+            sent += 1.0;
+        }
+        assert!(sent <= rate * 100.0 + 1.0, "{sent} requests in 100 s at {rate} a second");
+        scans.abort();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_refusal_of_the_old_key_does_not_pause_again() {
+    let limiter = limiter(8, 0.0);
+    let (old, first) = (permit(&limiter).await, permit(&limiter).await);
+    first.report(Outcome::Refused);
+    advance(Duration::from_secs(1)).await;
+    limiter.probe_now();
+    permit(&limiter).await.report(Outcome::Delivered);
+    old.report(Outcome::Refused);
+    assert!(!limiter.is_paused());
+}

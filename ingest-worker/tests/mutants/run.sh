@@ -3,6 +3,7 @@
 # fail. A bug that no seed catches, or a plant that no longer fits the sources, fails this script.
 #
 #   ingest-worker/tests/mutants/run.sh [NAME ...]     all bugs, or the named ones
+#   ingest-worker/tests/mutants/run.sh --check        only that every plant fits the sources
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 root=$PWD
@@ -45,12 +46,12 @@ bug_checkpoint_on_submit() { # instead of on settle
 bug_key_kept_although_the_request_was_lost() { # the rebuild takes what lies behind the checkpoint for settled
     plant ingest-worker/src/shard.rs \
         'self.end_rebuild();
-            self.take_record(record);' \
-        'if self.rebuild_until.is_some() && page.page.millis_behind_latest > 0 {
-                self.remember(record);
+            let pushed' \
+        'if self.rebuild_until.is_some() && self.millis_behind_latest > 0 {
+                self.remember(&record);
             }
             self.end_rebuild();
-            self.take_record(record);'
+            let pushed'
 }
 bug_now_in_the_record() { # as the original plugin does
     plant ingest-worker/src/batch.rs \
@@ -73,7 +74,7 @@ bug_dead_letter_after_the_checkpoint() { # stored in the background
 }
 bug_isolation_drops_the_right_half() {
     plant ingest-worker/src/submit.rs \
-        'parcels.push(Parcel { suspicion, ..Parcel::new(right) });' \
+        'parcels.push_back(Parcel { suspicion, ..Parcel::new(right) });' \
         'drop(right);'
 }
 bug_no_dedup_rebuild() { # reads on behind the checkpoint with an empty window
@@ -93,8 +94,8 @@ bug_no_fence_after_a_pause() {
 }
 bug_redrive_changes_one_byte() {
     plant shared/src/redrive.rs \
-        'let marker = Redrive { count: letter.redrive_count + 1, unique_id, meter_time_in_millis };' \
-        'let marker = Redrive { count: letter.redrive_count + 1, unique_id, meter_time_in_millis: meter_time_in_millis + 1 };'
+        'unique_id, meter_time_in_millis };' \
+        'unique_id, meter_time_in_millis: meter_time_in_millis + 1 };'
 }
 bug_suspicion_after_one_failure() { # a batch that was divided for another reason is given up after three failures
     plant ingest-worker/src/submit.rs \
@@ -102,12 +103,15 @@ bug_suspicion_after_one_failure() { # a batch that was divided for another reaso
         'let suspicion = suspicion.or(parcel.suspicion).or(parcel.first_failure.map(|_| Suspicion::Failing));'
 }
 
+check=
+[ "${1:-}" != --check ] || { check=1; shift; }
 missed=()
 for bug in "${@:-${bugs[@]}}"; do
     rm -rf "$copy"
     mkdir -p "$copy"
     git ls-files --cached --others --exclude-standard -z | tar --null --files-from=- --create | tar --extract --directory "$copy"
     "bug_$bug"
+    [ -z "$check" ] || continue
     if ! (cd "$copy" && cargo test --quiet -p ingest-worker --test it --no-run) 2>"$copy/build.log"; then
         cat "$copy/build.log"
         echo "the planted bug $bug does not compile" >&2
@@ -124,5 +128,6 @@ for bug in "${@:-${bugs[@]}}"; do
     fi
 done
 rm -rf "$copy"
+[ -z "$check" ] || exit 0
 [ ${#missed[@]} -eq 0 ] || { echo "not caught: ${missed[*]}" >&2; exit 1; }
 echo "ran     mutants: every planted bug was caught" >>"${SUITE_REPORT:-/dev/null}"

@@ -231,6 +231,25 @@ async fn a_full_store_refuses_to_publish_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn a_disk_with_too_little_room_takes_events_again_into_what_pruning_freed() {
+    let dir = TempDir::new().unwrap();
+    let options = LocalOptions { retention: Duration::ZERO, ..one_shard() };
+    let store = open(dir.path(), options.clone());
+    for _ in 0..8 {
+        store.publish(vec![record(vec![1; 1 << 20])]).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    store.publish(vec![record(vec![2; 10])]).await.unwrap();
+    settle_all(&store).await;
+    assert!(store.prune().await.unwrap() > 4);
+    drop(store);
+    let store = open(dir.path(), LocalOptions { reserve_bytes: u64::MAX, ..options });
+    store.publish(vec![record(vec![3; 1 << 20])]).await.unwrap();
+    let error = store.publish(vec![record(vec![4; 16 << 20])]).await.unwrap_err();
+    assert!(matches!(error, BackendError::Full(_)), "{error}");
+}
+
+#[tokio::test]
 async fn a_disk_with_too_little_room_takes_no_events_but_checkpoints_and_dead_letters() {
     let dir = TempDir::new().unwrap();
     let store = open(dir.path(), one_shard());

@@ -182,3 +182,30 @@ async fn a_backlog_of_an_outage_is_delivered_in_full_batches() {
         world.sandbox.requests().into_iter().filter(|request| request.status == Some(200)).collect();
     assert!(delivered.len() <= 30 + 10, "{} requests for 30,000 events", delivered.len());
 }
+
+/// A failure, a delivery of another, and then an outage: the delivery is no evidence for what fails an hour later.
+#[tokio::test(start_paused = true)]
+async fn an_outage_after_a_flap_is_an_outage() {
+    let world = World::new(2);
+    let _worker = world.start().await;
+    world.set_faults(Faults { fail_before: Trigger::next(1), ..Faults::default() });
+    world.put([usage("tenant-0", 1)]).await;
+    sleep(Duration::from_millis(110)).await;
+    world.put([usage("tenant-1", 2)]).await;
+    while world.sandbox.ledger().events == 0 {
+        sleep(Duration::from_millis(1)).await;
+    }
+    world.set_faults(Faults { fail_before: Trigger::rate(1.0), ..Faults::default() });
+    for n in 0..1200 {
+        world.put([usage("tenant-0", 100 + n)]).await;
+        sleep(3 * SECOND).await;
+    }
+    assert!(world.letters().await.is_empty(), "{:?}", world.letters().await);
+    let attempts = world.wire.sent().len();
+    assert!(attempts < 4000, "{attempts} attempts in an hour of outage");
+    world.set_faults(Faults::default());
+    world.settle_within(10 * MINUTE).await;
+    world.assert_billed_once(1202);
+    let requests = world.wire.sent().len() - attempts;
+    assert!(requests <= 40, "{requests} requests for the backlog");
+}

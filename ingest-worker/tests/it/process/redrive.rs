@@ -56,6 +56,11 @@ async fn what_amberflo_refused_is_listed_and_delivered_by_a_redrive() {
     amberflo.billed(20).await;
     let left: Vec<_> = list(&site).await.into_iter().map(|letter| letter["reason"].clone()).collect();
     assert!(left.len() == 2 && left.contains(&json!("conflict")) && left.contains(&json!("not_json")), "{left:?}");
+    let delete = async |arguments: &[&str]| run(site.command().args(["dead-letters", "delete"]).args(arguments)).await;
+    assert_eq!(delete(&[]).await.status.code(), Some(2), "not everything at once by mistake");
+    assert!(text(&delete(&["--reason", "not_json", "--before", "2020-01-01T00:00:00Z"]).await.stdout).is_empty());
+    assert!(text(&delete(&["--reason", "not_json"]).await.stdout).contains("not json"), "what is removed is printed");
+    assert_eq!(list(&site).await.len(), 1);
     worker.drain().await;
     amberflo.assert_billed_once(20);
     assert_eq!(amberflo.sandbox.ledger().absorbed_copies, 0);

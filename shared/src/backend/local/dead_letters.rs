@@ -94,6 +94,22 @@ impl LocalStore {
     }
 }
 
+impl LocalStore {
+    /// Removes letters by the ids that [`peek_dead_letters`](Self::peek_dead_letters) gave, for good.
+    ///
+    /// # Errors
+    /// As for [`DeadLetters::delete`].
+    pub async fn delete_dead_letters(&self, ids: Vec<i64>) -> Result<(), BackendError> {
+        self.inner
+            .database
+            .write(move |transaction| {
+                let mut statement = transaction.prepare_cached("DELETE FROM dead_letters WHERE id = ?1")?;
+                ids.iter().try_for_each(|id| statement.execute([id]).map(|_| ()))
+            })
+            .await
+    }
+}
+
 fn limit(max: usize) -> i64 {
     i64::try_from(max).unwrap_or(i64::MAX)
 }

@@ -121,14 +121,16 @@ impl Inner {
     /// Stores the calls that fit, in one transaction; answers for each whether it was stored.
     fn commit(&self, connection: &mut Connection, group: &[Call]) -> rusqlite::Result<Vec<bool>> {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let mut used = used_bytes(&transaction)?;
+        let (mut used, mut free) = page_bytes(&transaction)?;
         let arrived_at = next_arrival(&transaction, self.options.clock.now())?;
         let mut disk = self.database.free_disk().saturating_sub(self.options.reserve_bytes);
         let mut stored = Vec::with_capacity(group.len());
         for call in group {
-            let fits = used.saturating_add(call.size) <= self.options.max_bytes && call.size <= disk;
-            disk = disk.saturating_sub(if fits { call.size } else { 0 });
+            // Pages that pruning freed are used again before the file grows.
+            let room = if call.size <= free { &mut free } else { &mut disk };
+            let fits = used.saturating_add(call.size) <= self.options.max_bytes && call.size <= *room;
             if fits {
+                *room -= call.size;
                 used += call.size;
                 insert(&transaction, &call.records, self.shards, arrived_at)?;
             }
@@ -184,15 +186,14 @@ fn next_arrival(transaction: &Transaction<'_>, now: UnixMillis) -> rusqlite::Res
     Ok(newest.map_or(now, |newest| newest.max(now)))
 }
 
-/// Bytes of the pages in use: free pages are used again before the file grows.
-fn used_bytes(transaction: &Transaction<'_>) -> rusqlite::Result<u64> {
-    let bytes: i64 = transaction
+/// Bytes of the pages in use, and of the free ones.
+fn page_bytes(transaction: &Transaction<'_>) -> rusqlite::Result<(u64, u64)> {
+    transaction
         .prepare_cached(
-            "SELECT (page_count - freelist_count) * page_size
+            "SELECT (page_count - freelist_count) * page_size, freelist_count * page_size
              FROM pragma_page_count, pragma_freelist_count, pragma_page_size",
         )?
-        .query_row((), |row| row.get(0))?;
-    Ok(bytes.unsigned_abs())
+        .query_row((), |row| Ok((row.get::<_, i64>(0)?.unsigned_abs(), row.get::<_, i64>(1)?.unsigned_abs())))
 }
 
 /// An estimate of what the records take in table and index. It decides only within one transaction: the next one
