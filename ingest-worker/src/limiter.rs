@@ -26,8 +26,8 @@ pub enum Outcome {
     Delivered,
     /// 429, with the `Retry-After` that came with it.
     SlowDown(Option<Duration>),
-    /// 5xx, timeout or connection failure.
-    Failed,
+    /// 5xx, timeout or connection failure, with the `Retry-After` that may come with it.
+    Failed(Option<Duration>),
     /// The key or the address is wrong.
     Refused,
     /// Amberflo works but does not like this request.
@@ -205,10 +205,12 @@ impl Limiter {
             }
             Outcome::SlowDown(wait) => {
                 cut(&mut state, CUT_ON_429);
-                let until = now + wait.unwrap_or_default();
-                state.retry_after = Some(state.retry_after.map_or(until, |old| old.max(until)));
+                state.hold_for(now, wait);
             }
-            Outcome::Failed => cut(&mut state, CUT_ON_FAILURE),
+            Outcome::Failed(wait) => {
+                cut(&mut state, CUT_ON_FAILURE);
+                state.hold_for(now, wait);
+            }
             Outcome::Refused => {
                 // A late answer to the old key says nothing about the new one.
                 let is_outdated = state.last_delivery_began > Some(began);
@@ -255,6 +257,13 @@ impl Drop for Permit {
         metrics::gauge!("ingest_in_flight_requests").set(state.in_flight);
         drop(state);
         self.limiter.changed.notify_one();
+    }
+}
+
+impl State {
+    /// Nobody sends until the `Retry-After` is over; of several, the longest counts.
+    fn hold_for(&mut self, now: Instant, wait: Option<Duration>) {
+        self.retry_after = self.retry_after.max(wait.map(|wait| now + wait));
     }
 }
 

@@ -165,8 +165,8 @@ async fn next_step(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError, 
             shard.waiting_for(sleep(wait.unwrap_or_else(|| parcel.backoff.next_delay()))).await;
             Next::Again
         }
-        Decision::Backoff => {
-            permit.report(Outcome::Failed);
+        Decision::Backoff(wait) => {
+            permit.report(Outcome::Failed(wait));
             failed(shard, parcel, error).await
         }
         Decision::Pause => refused(shard, parcel, error, permit).await,

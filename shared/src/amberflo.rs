@@ -47,8 +47,8 @@ pub enum TransportError {
 /// What to do after a failed request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// The service is failing: try the same again, later, for ever.
-    Backoff,
+    /// The service is failing: try the same again, later (not before this, if it was said), for ever.
+    Backoff(Option<Duration>),
     /// We are too fast: everyone waits (this long, if it was said), then the same again.
     SlowDown(Option<Duration>),
     /// Something in this request is wrong: find the record.
@@ -147,7 +147,7 @@ impl Client {
         let answer = result.map_err(|error| ApiError {
             status: None,
             answer: error.to_string(),
-            decision: Decision::Backoff,
+            decision: Decision::Backoff(None),
         })?;
         let decision = match decide(&answer, self.clock) {
             None => return Ok(answer),
@@ -168,8 +168,8 @@ fn decide(answer: &Response<Bytes>, clock: Clock) -> Option<Decision> {
         StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => Decision::Isolate,
         StatusCode::PAYLOAD_TOO_LARGE => Decision::Split,
         StatusCode::TOO_MANY_REQUESTS => Decision::SlowDown(retry_after(answer.headers(), clock)),
-        StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY => Decision::Backoff,
-        _ if status.is_server_error() => Decision::Backoff,
+        StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY => Decision::Backoff(retry_after(answer.headers(), clock)),
+        _ if status.is_server_error() => Decision::Backoff(retry_after(answer.headers(), clock)),
         // 401, 403, 404, redirects, and whatever else says that this is not the endpoint or not the key.
         _ => Decision::Pause,
     })
@@ -286,12 +286,12 @@ mod tests {
             (403, Some(Decision::Pause)),
             (404, Some(Decision::Pause)),
             (405, Some(Decision::Pause)),
-            (408, Some(Decision::Backoff)),
+            (408, Some(Decision::Backoff(None))),
             (413, Some(Decision::Split)),
             (422, Some(Decision::Isolate)),
             (429, Some(Decision::SlowDown(None))),
-            (500, Some(Decision::Backoff)),
-            (503, Some(Decision::Backoff)),
+            (500, Some(Decision::Backoff(None))),
+            (503, Some(Decision::Backoff(None))),
         ] {
             assert_eq!(decide(&answer(status, &[]), clock), decision, "{status}");
         }
@@ -314,6 +314,8 @@ mod tests {
         ] {
             let given = answer(429, &[("retry-after", value)]);
             assert_eq!(decide(&given, clock), Some(Decision::SlowDown(wait)), "{value}");
+            let given = answer(503, &[("retry-after", value)]);
+            assert_eq!(decide(&given, clock), Some(Decision::Backoff(wait)), "{value}");
         }
     }
 

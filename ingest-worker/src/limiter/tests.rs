@@ -63,7 +63,7 @@ async fn concurrency_is_halved_once_a_window_and_grows_by_one() {
     }
     assert_eq!(limiter.concurrency(), 8, "one cut for one burst of refusals");
     advance(WINDOW).await;
-    permit(&limiter).await.report(Outcome::Failed);
+    permit(&limiter).await.report(Outcome::Failed(None));
     assert_eq!(limiter.concurrency(), 7);
     for _ in 0..3 {
         advance(WINDOW).await;
