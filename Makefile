@@ -6,13 +6,13 @@ help: ## what there is
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: ## the whole job on this machine: emit, break, kill, reconcile
-	cargo run --release --package loadtest -- demo
+	cargo run --release --bin loadtest -- demo
 
 test: ## every suite; the last lines list what ran and what could not
 	./.ci/test
 
 bench: ## measurements: events per CPU-second, memory, durable PutEvents
-	cargo run --release --package loadtest -- bench
+	cargo run --release --bin loadtest -- bench
 
 mutants: ## plants bugs one by one; the simulation must catch each
 	ingest-worker/tests/mutants/run.sh

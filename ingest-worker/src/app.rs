@@ -1,6 +1,7 @@
 //! The program: settings in, a worker until a signal, a drain with a deadline, an exit code out.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -86,7 +87,7 @@ async fn work(settings: &Settings) -> anyhow::Result<ExitCode> {
     let bus_listener = service::bind("LISTEN", settings.listen).await?;
     let admin_listener = service::bind("ADMIN_LISTEN", settings.admin_listen).await?;
     let common = common(settings, &store, keys.clone())?;
-    log_start(settings, &common);
+    log_start(settings, &common, bus_listener.local_addr()?, admin_listener.local_addr()?);
 
     let ready = Ready::default();
     let worker = Worker {
@@ -174,18 +175,23 @@ fn common(settings: &Settings, store: &LocalStore, keys: ApiKeys) -> anyhow::Res
     }))
 }
 
-fn log_start(settings: &Settings, common: &Common) {
+fn log_start(settings: &Settings, common: &Common, bus: SocketAddr, admin: SocketAddr) {
     let per_second = settings.rate_requests_per_second * settings.batch_max_events.get() as f64;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         worker = %common.worker,
         stream = %settings.stream,
         ingest_url = settings.ingest_url(),
-        put_events = format!("http://{}", settings.listen),
-        admin = format!("http://{}", settings.admin_listen),
+        put_events = format!("http://{bus}"),
+        admin = format!("http://{admin}"),
         events_per_second_ceiling = if per_second > 0.0 { per_second.to_string() } else { "none".to_owned() },
         "started"
     );
+    let url = settings.ingest_url();
+    let is_local = ["//127.", "//localhost", "//[::1]"].iter().any(|host| url.contains(host));
+    if url.starts_with("http:") && !is_local {
+        tracing::warn!(url, "the API key and all usage leave this machine in clear text: use https");
+    }
 }
 
 async fn dead_letters(settings: &Settings, command: DeadLettersCommand) -> anyhow::Result<ExitCode> {
@@ -201,7 +207,7 @@ async fn dead_letters(settings: &Settings, command: DeadLettersCommand) -> anyho
         DeadLettersCommand::List => each(&store, |_| true, false).await,
         DeadLettersCommand::Delete { reason, before } => {
             let is_meant = |letter: &DeadLetter| {
-                reason.as_ref().is_none_or(|reason| *reason == letter.reason)
+                reason.is_none_or(|reason| reason.as_str() == letter.reason)
                     && before.is_none_or(|before| letter.dead_lettered_at < before.as_millisecond())
             };
             each(&store, is_meant, true).await

@@ -49,7 +49,8 @@ const ABOUT: &str = "\
 This is the local event bus of the metering ingest worker. It answers Amazon EventBridge's PutEvents, so that usage
 events can be sent without AWS. Point an AWS SDK or the AWS CLI here, with any credentials and any region:
 
-    export AWS_ENDPOINT_URL_EVENTBRIDGE=http://THIS-ADDRESS
+    export AWS_ENDPOINT_URL_EVENTBRIDGE=http://THIS-ADDRESS AWS_REGION=us-east-1 AWS_DEFAULT_REGION=us-east-1
+    export AWS_ACCESS_KEY_ID=local AWS_SECRET_ACCESS_KEY=local
     aws events put-events --entries '[{\"Source\": \"my.application\", \"DetailType\": \"ingestUsage\",
         \"Detail\": \"{\\\"tenantId\\\": \\\"tenant-1\\\", \\\"meterApiName\\\": \\\"api-calls\\\", \\\"meterValue\\\": 1}\"}]'
 

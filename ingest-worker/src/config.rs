@@ -13,6 +13,7 @@ use shared::api_key::{ApiKey, Source};
 use shared::backend::{Position, WorkerId};
 use shared::clock::Clock;
 use shared::event::EventRules;
+use shared::reason::Reason;
 use shared::service::{ConfigError, LogArgs};
 
 use crate::batch::BatchLimits;
@@ -50,14 +51,14 @@ pub enum DeadLettersCommand {
     List,
     /// Publishes dead letters to the stream again, each with the identity and time it had, and removes them.
     ///
-    /// Leaves conflicts and unreadable payloads where they are. Amberflo receives identical records, so an event that
+    /// Leaves conflicts and invalid payloads where they are, hidden from another redrive for a minute. Amberflo receives identical records, so an event that
     /// it took after all is not billed again.
     Redrive,
     /// Removes dead letters for good, without delivering them; prints each as `list` does, so keep the output.
     Delete {
         /// Only those with this reason.
-        #[arg(long, required_unless_present = "before")]
-        reason: Option<String>,
+        #[arg(long, required_unless_present = "before", value_parser = reason)]
+        reason: Option<Reason>,
         /// Only those that were dead-lettered before this RFC 3339 time.
         #[arg(long, value_name = "TIME")]
         before: Option<jiff::Timestamp>,
@@ -80,7 +81,7 @@ pub struct Settings {
     #[arg(long, env, help_heading = "Stream")]
     pub worker_id: Option<String>,
     /// Local bus: where PutEvents answers (local streams only).
-    #[arg(long, env, default_value = "127.0.0.1:4010", value_name = "ADDR:PORT", help_heading = "Stream")]
+    #[arg(long, env, default_value = "127.0.0.1:4010", value_name = "ADDR:PORT", value_parser = address, help_heading = "Stream")]
     pub listen: SocketAddr,
     /// Size at which the local store takes no more events; what it holds is kept.
     #[arg(long, env, default_value = "8GiB", value_name = "SIZE", value_parser = size, help_heading = "Stream")]
@@ -119,7 +120,7 @@ pub struct Settings {
     #[arg(long, env, default_value = "8", value_parser = positive::<NonZeroU32>, help_heading = "Limits")]
     pub max_in_flight: NonZeroU32,
     /// Requests per second of the whole account; 0 turns the limit off.
-    #[arg(long, env, default_value = "10", help_heading = "Limits")]
+    #[arg(long, env, default_value = "10", value_parser = rate, help_heading = "Limits")]
     pub rate_requests_per_second: f64,
     /// Events per meter and hour; above 80 % of it a warning is logged. 0 turns it off.
     #[arg(long, env, default_value = "1000000", value_parser = whole, help_heading = "Limits")]
@@ -149,7 +150,7 @@ pub struct Settings {
     #[arg(long, env, default_value = "25s", value_parser = duration, help_heading = "Operation")]
     pub shutdown_grace: Duration,
     /// Where /health, /ready and /metrics answer.
-    #[arg(long, env, default_value = "127.0.0.1:9464", value_name = "ADDR:PORT", help_heading = "Operation")]
+    #[arg(long, env, default_value = "127.0.0.1:9464", value_name = "ADDR:PORT", value_parser = address, help_heading = "Operation")]
     pub admin_listen: SocketAddr,
     /// Logs.
     #[command(flatten)]
@@ -374,6 +375,19 @@ fn check_url(name: &str, url: &str) -> Result<(), ConfigError> {
         (Some("http" | "https"), Some(host)) if !host.is_empty() && !url.contains('?') => Ok(()),
         _ => Err(ConfigError(format!("{name}: {url:?} is not a URL; allowed is http://HOST or https://HOST"))),
     }
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "allowed is ADDR:PORT, such as 127.0.0.1:4010".to_owned())
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    text.parse().map_err(|_| "allowed is a number, such as 10".to_owned())
+}
+
+fn reason(text: &str) -> Result<Reason, String> {
+    let names: Vec<&str> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
+    Reason::from_name(text).ok_or_else(|| format!("allowed is one of {}", names.join(", ")))
 }
 
 fn positive<T: FromStr>(text: &str) -> Result<T, String> {

@@ -23,7 +23,7 @@ use crate::submit::BodyLimit;
 /// What a shard's task and its submits work with.
 pub struct ShardContext {
     /// The shard.
-    pub shard: ShardId,
+    pub id: ShardId,
     /// While it stands, this worker may act for the shard.
     pub fence: Fence,
     /// What all shards of the worker share.
@@ -87,9 +87,9 @@ impl std::ops::Deref for ShardContext {
 impl ShardContext {
     /// The context of one shard.
     #[must_use]
-    pub fn new(shard: ShardId, fence: Fence, common: Arc<Common>) -> Self {
+    pub fn new(id: ShardId, fence: Fence, common: Arc<Common>) -> Self {
         Self {
-            shard,
+            id,
             fence,
             common,
             unsettled: AtomicUsize::new(0),
@@ -125,8 +125,8 @@ impl ShardContext {
 
     /// The dead letter of a record that Amberflo refused. The event is read anew: parsing is pure.
     #[must_use]
-    pub fn refused(&self, record: &Record, reason: Reason, error: &ApiError) -> DeadLetter {
-        let identity = event::parse(record, &self.shard, &self.rules).map(|event| event.identity()).unwrap_or_default();
+    pub fn letter_of_refusal(&self, record: &Record, reason: Reason, error: &ApiError) -> DeadLetter {
+        let identity = event::parse(record, &self.id, &self.rules).map(|event| event.identity()).unwrap_or_default();
         DeadLetter {
             amberflo_status: error.status.map(|status| status.as_u16()),
             amberflo_answer: Some(error.answer.clone()),
@@ -142,7 +142,7 @@ impl ShardContext {
             payload: record.data.clone(),
             partition_key: record.partition_key.clone(),
             stream: self.stream_name.clone(),
-            shard: self.shard.to_string(),
+            shard: self.id.to_string(),
             sequence_number: record.sequence_number.to_string(),
             arrived_at: record.arrived_at,
             tenant_id: identity.tenant_id,

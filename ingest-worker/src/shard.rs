@@ -1,4 +1,7 @@
 //! The path of an event: read, parsed, deduplicated, batched, settled, checkpointed. One task per shard.
+//!
+//! A batch is a stretch of the shard: what is to be delivered, and also the duplicates and dead letters in between, so
+//! that the checkpoint can pass them in order. `submit.rs` settles it; `lease.rs` writes the checkpoint to the lease.
 
 use std::collections::VecDeque;
 use std::pin::pin;
@@ -32,11 +35,10 @@ const TICK: Duration = Duration::from_secs(1);
 /// `checkpoint` receives every settled position, in stream order.
 pub async fn run(shard: Arc<ShardContext>, checkpoint: &watch::Sender<Checkpoint>, stop: CancellationToken) {
     let mut path = Path::new(Arc::clone(&shard), &checkpoint.borrow().clone());
-    let mut pages =
-        Pages::start(Arc::clone(&shard.stream), shard.shard.clone(), path.read_from(), shard.buffer.clone());
+    let mut pages = Pages::start(Arc::clone(&shard.stream), shard.id.clone(), path.read_from(), shard.buffer.clone());
     let mut in_flight = FuturesOrdered::new();
-    // It may hold the limiter's turn, so it must be polled until it resolves: once a batch is due and needs a permit, both
-    // stay so, and there stays room for it, until the batch is taken.
+    // Once polled it may hold the head of the limiter's queue, so the loop must go on polling it: a batch that is due and
+    // needs a permit stays so until it is taken, and the room for it is not taken back.
     let mut permit = pin!(Arc::clone(&shard.limiter).acquire());
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -44,7 +46,8 @@ pub async fn run(shard: Arc<ShardContext>, checkpoint: &watch::Sender<Checkpoint
     let mut is_evidence_due = false;
 
     loop {
-        // Behind a suspect the window fills up; then one batch a tick goes all the same, to tell an outage from a culprit.
+        // A submit that searches its batch for a bad record holds up the checkpoint of those behind it. One batch a tick
+        // goes all the same: whether it is delivered tells an outage from a bad record.
         let is_behind = in_flight.len() >= shard.max_in_order || shard.unsettled() >= shard.max_in_flight;
         let has_room = !is_behind || (is_evidence_due && shard.unsettled() < 2 * shard.max_in_flight);
         let due_at = path.batcher.due_at().filter(|_| has_room);
@@ -59,7 +62,7 @@ pub async fn run(shard: Arc<ShardContext>, checkpoint: &watch::Sender<Checkpoint
             Some(settled) = in_flight.next() => match settled {
                 Ok(settled) => path.settled(settled, checkpoint),
                 Err(error) => {
-                    tracing::error!(shard = %shard.shard, %error, "a submit failed: the shard is given up and read again");
+                    tracing::error!(shard = %shard.id, %error, "a submit failed: the shard is given up and read again");
                     break;
                 }
             },
@@ -81,7 +84,7 @@ pub async fn run(shard: Arc<ShardContext>, checkpoint: &watch::Sender<Checkpoint
             page = pages.next(), if !path.batcher.is_full() && drain_until.is_none() => match page {
                 Some(page) => path.take_page(page),
                 None => {
-                    tracing::error!(shard = %shard.shard, "the reader failed: the shard is given up and read again");
+                    tracing::error!(shard = %shard.id, "the reader failed: the shard is given up and read again");
                     break;
                 }
             },
@@ -171,7 +174,7 @@ impl Path {
 
     /// Puts the record where it belongs; answers what of it is to be delivered.
     fn take_record(&mut self, record: &Record) -> Option<Pushed> {
-        let event = match event::parse(record, &self.shard.shard, &self.shard.rules) {
+        let event = match event::parse(record, &self.shard.id, &self.shard.rules) {
             Ok(event) => event,
             Err(rejection) => {
                 let letter = self.shard.letter(record, rejection.reason, rejection.detail, rejection.identity);
@@ -202,7 +205,7 @@ impl Path {
 
     /// Rebuild: the record was settled by an earlier owner of the shard.
     fn remember(&mut self, record: &Record) {
-        if let Ok(event) = event::parse(record, &self.shard.shard, &self.shard.rules) {
+        if let Ok(event) = event::parse(record, &self.shard.id, &self.shard.rules) {
             self.window.insert(&event, record.arrived_at);
             self.window.settle(self.window.mark());
         }
@@ -213,7 +216,7 @@ impl Path {
         if self.rebuild_until.take().is_some() {
             let took = self.started.elapsed();
             metrics::histogram!("ingest_dedup_rebuild_seconds").record(took.as_secs_f64());
-            tracing::info!(shard = %self.shard.shard, keys = self.window.len(), ?took, "dedup window rebuilt");
+            tracing::info!(shard = %self.shard.id, keys = self.window.len(), ?took, "dedup window rebuilt");
         }
     }
 
@@ -243,7 +246,7 @@ impl Path {
 
     fn observe(&mut self) {
         self.window.trim();
-        let shard = self.shard.shard.to_string();
+        let shard = self.shard.id.to_string();
         let oldest = self.first_arrivals.front().copied().or_else(|| self.batcher.first_arrival());
         let age = oldest.map_or(Duration::ZERO, |arrival| self.shard.clock.since(arrival));
         metrics::gauge!("ingest_oldest_unsettled_seconds", "shard" => shard.clone()).set(age.as_secs_f64());
@@ -258,7 +261,7 @@ impl Drop for Path {
     fn drop(&mut self) {
         count("released", self.read - self.settled);
         for name in ["ingest_oldest_unsettled_seconds", "ingest_shard_lag_seconds"] {
-            metrics::gauge!(name, "shard" => self.shard.shard.to_string()).set(0.0);
+            metrics::gauge!(name, "shard" => self.shard.id.to_string()).set(0.0);
         }
     }
 }

@@ -129,7 +129,7 @@ async fn deliver(shard: &ShardContext, batch: &Batch, mut first_permit: Option<P
             Err(error) => error,
         };
         if error.decision == Decision::Split && parcel.items.len() > 1 {
-            shard.body_limit.refused(batch.bytes_of(&parcel.items));
+            shard.body_limit.shrink_below(batch.bytes_of(&parcel.items));
         }
         match next_step(shard, &mut parcel, &error, permit).await {
             // A suspect lets the others go first: what becomes of them is the evidence.
@@ -137,7 +137,7 @@ async fn deliver(shard: &ShardContext, batch: &Batch, mut first_permit: Option<P
             Next::Again => parcels.push_back(parcel),
             Next::Divide(_, suspicion) if parcel.items.len() > 1 => split(batch, parcel, suspicion, &mut parcels),
             Next::Divide(reason, _) => {
-                letters.push(shard.refused(&batch.items[parcel.items[0]].record, reason, &error));
+                letters.push(shard.letter_of_refusal(&batch.items[parcel.items[0]].record, reason, &error));
             }
         }
     }
@@ -153,7 +153,7 @@ enum Next {
 }
 
 async fn next_step(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError, permit: Permit) -> Next {
-    tracing::debug!(shard = %shard.shard, records = parcel.items.len(), %error, decision = ?error.decision, "not delivered");
+    tracing::debug!(shard = %shard.id, records = parcel.items.len(), %error, decision = ?error.decision, "not delivered");
     match error.decision {
         Decision::Isolate | Decision::Split => {
             permit.report(Outcome::Answered);
@@ -167,17 +167,17 @@ async fn next_step(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError, 
         }
         Decision::Backoff(wait) => {
             permit.report(Outcome::Failed(wait));
-            failed(shard, parcel, error).await
+            on_failure(shard, parcel, error).await
         }
-        Decision::Pause => refused(shard, parcel, error, permit).await,
+        Decision::Pause => on_refusal(shard, parcel, error, permit).await,
     }
 }
 
 /// 5xx, timeouts, broken connections: an outage, unless this parcel alone has met them for a long time.
-async fn failed(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError) -> Next {
+async fn on_failure(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError) -> Next {
     parcel.failures += 1;
     if parcel.failures.is_power_of_two() {
-        tracing::warn!(shard = %shard.shard, %error, failures = parcel.failures, "Amberflo fails; trying again");
+        tracing::warn!(shard = %shard.id, %error, failures = parcel.failures, "Amberflo fails; trying again");
     }
     let now = Instant::now();
     let since = *parcel.first_failure.get_or_insert(now);
@@ -188,7 +188,7 @@ async fn failed(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError) -> 
     };
     // Between this failure and the one before, another was delivered: it is not an outage, not now.
     if is_due && shard.limiter.has_delivered_since(previous) {
-        tracing::warn!(shard = %shard.shard, records = parcel.items.len(), %error, "failing alone: dividing it");
+        tracing::warn!(shard = %shard.id, records = parcel.items.len(), %error, "failing alone: dividing it");
         return Next::Divide(Reason::Unconfirmed, Some(Suspicion::Failing));
     }
     let wait = sleep(parcel.backoff.next_delay());
@@ -200,7 +200,7 @@ async fn failed(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError) -> 
 }
 
 /// The key or the address is wrong; or, with 403, this parcel alone is not wanted.
-async fn refused(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError, permit: Permit) -> Next {
+async fn on_refusal(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError, permit: Permit) -> Next {
     if error.status == Some(StatusCode::FORBIDDEN) {
         let since = *parcel.first_refusal.get_or_insert_with(Instant::now);
         if shard.limiter.has_delivered_since(since) {
@@ -213,7 +213,7 @@ async fn refused(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError, pe
             return Next::Again;
         }
     }
-    tracing::error!(shard = %shard.shard, %error, "Amberflo refuses us; nothing is lost, nothing is sent");
+    tracing::error!(shard = %shard.id, %error, "Amberflo refuses us; nothing is lost, nothing is sent");
     permit.report(Outcome::Refused);
     shard.fence.guard(shard.keys.refresh()).await;
     Next::Again
@@ -236,7 +236,7 @@ fn delivered(shard: &ShardContext, batch: &Batch, parcel: &Parcel, answer: &Inge
         metrics::counter!("amberflo_count_mismatches_total").increment(1);
         let position = |item: Option<&usize>| item.map(|&item| batch.items[item].record.sequence_number.to_string());
         tracing::error!(
-            shard = %shard.shard,
+            shard = %shard.id,
             first = position(parcel.items.iter().min()),
             last = position(parcel.items.iter().max()),
             sent = parcel.items.len(),
@@ -256,7 +256,7 @@ fn delivered(shard: &ShardContext, batch: &Batch, parcel: &Parcel, answer: &Inge
 async fn store(shard: &ShardContext, letters: &[DeadLetter]) {
     let mut backoff = Backoff::default();
     while let Err(error) = shard.fence.guard(shard.dead_letters.send(letters)).await {
-        tracing::error!(shard = %shard.shard, %error, letters = letters.len(), "dead letters could not be stored");
+        tracing::error!(shard = %shard.id, %error, letters = letters.len(), "dead letters could not be stored");
         shard.waiting_for(sleep(backoff.next_delay())).await;
     }
 }
@@ -277,7 +277,7 @@ impl BodyLimit {
     }
 
     /// A body of `bytes` was refused: half of it may pass.
-    pub fn refused(&self, bytes: usize) {
+    pub fn shrink_below(&self, bytes: usize) {
         let smaller = self.current().min((bytes / 2).max(1));
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((smaller, Instant::now()));
     }

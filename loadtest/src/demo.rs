@@ -257,7 +257,8 @@ impl Stage {
 
     fn invitation(&self) -> String {
         let (bus, admin, sandbox) = (self.worker.listen(), self.worker.admin(), self.sandbox_address);
-        let detail = r#"{\"tenantId\":\"tenant-01\",\"meterApiName\":\"api-calls\",\"meterValue\":3,\"uniqueId\":\"my-event-1\"}"#;
+        let detail = r#"{\"tenantId\":\"tenant-01\",\"meterApiName\":\"api-calls\",\"meterValue\":3,\"uniqueId\":\"my-event-1\",\"meterTimeInMillis\":NOW}"#;
+        let detail = detail.replace("NOW", &shared::clock::Clock::system().now().to_string());
         format!(
             "\nEverything is still running; Ctrl-C ends it.\n\
              \n\
@@ -273,7 +274,7 @@ impl Stage {
              AWS_DEFAULT_REGION=us-east-1 aws events put-events --entries \
              '[{{\"Source\":\"{SOURCE}\",\"DetailType\":\"{DETAIL_TYPE}\",\"Detail\":\"{detail}\"}}]'\n\
              \n\
-             See it billed, once, however often it was sent:\n\
+             A second or two later, see it billed: once, however often it was sent:\n\
              \n\
              curl 'http://{sandbox}/sandbox/events?uniqueId=my-event-1'\n",
             stream = self.settings.stream_dir().display()

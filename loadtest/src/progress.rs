@@ -152,7 +152,7 @@ impl State {
             None => "worker down".to_owned(),
         };
         format!(
-            "emitted {}  delivered {}  duplicates absorbed {} + {} by Amberflo  dead-lettered {}  lag {lag}  fault: {}",
+            "emitted {}  delivered {}  duplicates absorbed {} + {} by Amberflo  dead-lettered {}  oldest unsettled {lag}  fault: {}",
             count(emission.acknowledged.load(Ordering::Relaxed)),
             count(ledger.events),
             count(self.before.duplicates + self.last.duplicates),

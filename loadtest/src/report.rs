@@ -93,7 +93,7 @@ impl Report {
             out.push_str(end);
             out.push('\n');
         };
-        let heads = ["meter", "emitted", "unique", "delivered", "refused", "expected total", "billed total"];
+        let heads = ["meter", "well-formed", "unique", "delivered", "rejected", "expected total", "billed total"];
         row(heads.map(str::to_owned), "");
         for meter in &audit.meters {
             let counts = [meter.emitted, meter.unique_valid, meter.delivered, meter.refused].map(count);
@@ -132,7 +132,7 @@ impl Report {
         let reasons: Vec<_> = audit.dead_letters.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
         line("dead letters", format!("{} = {}", count(audit.dead_lettered), reasons.join(" + ")));
         let copies = format!(
-            "{} absorbed by Amberflo's deduplication, {} in the dead letters",
+            "{} absorbed by Amberflo's deduplication, {} more stored as dead letters again",
             count(self.absorbed_by_amberflo),
             count(audit.dead_letter_copies)
         );
@@ -141,7 +141,11 @@ impl Report {
         let faults = if faults.is_empty() { "none".to_owned() } else { faults.join(", ") };
         line(
             "faults met",
-            format!("{faults}; {} kill -9; {} failed calls", self.worker_kills, count(self.failed_calls)),
+            format!(
+                "{faults}; {} kill -9; {} failed PutEvents calls, repeated",
+                self.worker_kills,
+                count(self.failed_calls)
+            ),
         );
         let speed = format!(
             "{} events/s, latency p50 {} ms, p99 {} ms, first delivery {} ms after the start",

@@ -66,6 +66,40 @@ reasons! {
     Unconfirmed = "unconfirmed",
 }
 
+impl Reason {
+    /// Whether the same payload would be refused again whatever the settings: a redrive is of no use.
+    #[must_use]
+    pub const fn is_final(self) -> bool {
+        match self {
+            Self::Empty
+            | Self::InvalidUtf8
+            | Self::NotJson
+            | Self::NotAnObject
+            | Self::KplAggregate
+            | Self::UnknownDetailType
+            | Self::MissingField
+            | Self::InvalidField
+            | Self::InvalidMeterValue
+            | Self::DuplicateName
+            | Self::NestedTooDeep
+            | Self::ReservedDimension => true,
+            Self::AfloDimension
+            | Self::TooOld
+            | Self::TooFarAhead
+            | Self::Oversized
+            | Self::Conflict
+            | Self::Rejected
+            | Self::Unconfirmed => false,
+        }
+    }
+
+    /// The reason with this name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|reason| reason.as_str() == name)
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())

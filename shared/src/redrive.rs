@@ -26,7 +26,7 @@ pub struct Report {
     pub redriven: u64,
     /// Left where they are: someone must decide which of two conflicting events is right.
     pub conflicts: u64,
-    /// Left where they are: the payload is not a usage event.
+    /// Left where they are: the payload is not a valid usage event, and would only come back.
     pub not_redrivable: u64,
 }
 
@@ -72,9 +72,11 @@ pub async fn all(dead_letters: &dyn DeadLetters, stream: &dyn Stream, now: UnixM
 /// identity and time. A bare `detail` is wrapped.
 ///
 /// # Errors
-/// When the payload could never be read as an event, so there is no identity to keep.
+/// When the payload is not a valid usage event: it would come back.
 pub fn record(letter: &DeadLetter) -> Result<NewRecord, NotRedrivable> {
-    let (Some(unique_id), Some(meter_time_in_millis)) = (letter.unique_id.clone(), letter.meter_time_in_millis) else {
+    let is_final = Reason::from_name(&letter.reason).is_some_and(Reason::is_final);
+    let identity = letter.unique_id.clone().zip(letter.meter_time_in_millis).filter(|_| !is_final);
+    let Some((unique_id, meter_time_in_millis)) = identity else {
         return Err(NotRedrivable(format!("the payload is not a usage event ({}): {}", letter.reason, letter.detail)));
     };
     let broken = |detail: String| NotRedrivable(format!("the stored payload is damaged: {detail}"));

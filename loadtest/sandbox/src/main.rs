@@ -145,7 +145,8 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Ok(filter) => filter,
         Err(error) => return unusable(format!("--log {:?}: {error}", args.log)),
     };
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr).init();
 
     let sandbox = Sandbox::new(SandboxConfig {
         api_keys: args.api_keys.into_iter().collect(),

@@ -71,6 +71,8 @@ async fn sigterm_and_sigint_drain() {
 
         let again = site.start().await;
         again.put(&usages(200..210)).await;
+        // What is not read yet when the signal comes stays in the stream.
+        eventually("them to be read", async || again.metrics().await.sum("ingest_records_read_total") == 10.0).await;
         again.drain().await;
         amberflo.assert_billed_once(210);
         assert_eq!(amberflo.sandbox.ledger().absorbed_copies, 0, "the checkpoints were not written");
