@@ -26,7 +26,7 @@ const DEFAULT_INGEST_URL: &str = "https://ingest.amberflo.io";
 ///
 /// Exit codes: 0 drained after a signal, 2 settings it cannot work with, 1 anything else.
 #[derive(Debug, Parser)]
-#[command(name = "ingest-worker", version, args_conflicts_with_subcommands = false)]
+#[command(name = "ingest-worker", version)]
 pub struct Cli {
     /// Something other than the worker itself.
     #[command(subcommand)]

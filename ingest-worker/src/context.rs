@@ -8,7 +8,7 @@ use shared::amberflo::{ApiError, Client};
 use shared::api_key::ApiKeys;
 use shared::backend::{DeadLetters, Record, ShardId, Stream, WorkerId};
 use shared::clock::Clock;
-use shared::dead_letter::{DeadLetter, SCHEMA_VERSION};
+use shared::dead_letter::{DeadLetter, Origin};
 use shared::event::{self, EventRules, Identity};
 use shared::reason::Reason;
 
@@ -29,11 +29,11 @@ pub struct ShardContext {
     /// What all shards of the worker share.
     pub common: Arc<Common>,
     /// Submits that have not settled their batch yet.
-    pub(crate) unsettled: AtomicUsize,
+    unsettled: AtomicUsize,
     /// Submits that are waiting for better times.
     waiting: AtomicUsize,
     /// Submits that cannot tell an outage from a bad record of theirs until another batch is tried.
-    pub(crate) wanting_evidence: AtomicUsize,
+    wanting_evidence: AtomicUsize,
 }
 
 /// What all shards of a worker share.
@@ -110,13 +110,21 @@ impl ShardContext {
         self.waiting_for(wait).await
     }
 
-    /// Ends what the shard began when it handed the batch over.
+    /// A batch is handed to a submit, which ends it with [`count_settled`](Self::count_settled).
+    pub(crate) fn count_submitted(&self) {
+        self.unsettled.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(crate) fn count_settled(&self) {
         self.unsettled.fetch_sub(1, Ordering::Relaxed);
     }
 
     pub(crate) fn unsettled(&self) -> usize {
         self.unsettled.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn wants_evidence(&self) -> bool {
+        self.wanting_evidence.load(Ordering::Relaxed) > 0
     }
 
     pub(crate) fn waiting(&self) -> usize {
@@ -135,26 +143,9 @@ impl ShardContext {
     }
 
     pub(crate) fn letter(&self, record: &Record, reason: Reason, detail: String, identity: Identity) -> DeadLetter {
-        DeadLetter {
-            schema_version: SCHEMA_VERSION,
-            reason: reason.to_string(),
-            detail,
-            payload: record.data.clone(),
-            partition_key: record.partition_key.clone(),
-            stream: self.stream_name.clone(),
-            shard: self.id.to_string(),
-            sequence_number: record.sequence_number.to_string(),
-            arrived_at: record.arrived_at,
-            tenant_id: identity.tenant_id,
-            meter_api_name: identity.meter_api_name,
-            unique_id: identity.unique_id,
-            meter_time_in_millis: identity.meter_time,
-            redrive_count: identity.redrive_count,
-            amberflo_status: None,
-            amberflo_answer: None,
-            worker: self.worker.to_string(),
-            dead_lettered_at: self.clock.now(),
-        }
+        let (stream, worker) = (self.stream_name.as_str(), self.worker.0.as_str());
+        let origin = Origin { stream, shard: &self.id, worker, now: self.clock.now() };
+        DeadLetter::new(record, origin, reason, detail, identity)
     }
 }
 

@@ -6,7 +6,6 @@
 use std::collections::VecDeque;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::stream::FuturesOrdered;
@@ -76,7 +75,7 @@ pub async fn run(shard: Arc<ShardContext>, checkpoint: &watch::Sender<Checkpoint
                     permit.set(Arc::clone(&shard.limiter).acquire());
                 }
                 let batch = path.take_batch();
-                shard.unsettled.fetch_add(1, Ordering::Relaxed);
+                shard.count_submitted();
                 let submit = tokio::spawn(settle(Arc::clone(&shard), batch, permit_for_due));
                 in_flight.push_back(AbortOnDropHandle::new(submit));
                 is_evidence_due = false;
@@ -91,7 +90,7 @@ pub async fn run(shard: Arc<ShardContext>, checkpoint: &watch::Sender<Checkpoint
             _ = tick.tick() => {
                 path.observe();
                 // Once due it stays so until a batch has gone: the permit that it waits for must not be forgotten.
-                is_evidence_due |= shard.wanting_evidence.load(Ordering::Relaxed) > 0;
+                is_evidence_due |= shard.wants_evidence();
             }
         }
         if let Some(until) = drain_until {

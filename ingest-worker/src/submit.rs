@@ -192,9 +192,10 @@ async fn on_failure(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError)
         return Next::Divide(Reason::Unconfirmed, Some(Suspicion::Failing));
     }
     let wait = sleep(parcel.backoff.next_delay());
-    match is_due {
-        true => shard.waiting_for_evidence(wait).await,
-        false => shard.waiting_for(wait).await,
+    if is_due {
+        shard.waiting_for_evidence(wait).await;
+    } else {
+        shard.waiting_for(wait).await;
     }
     Next::Again
 }

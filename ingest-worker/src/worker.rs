@@ -41,7 +41,6 @@ struct Scan {
     observed: HashMap<ShardId, Observed>,
     held: HashMap<task::Id, ShardId>,
     tasks: JoinSet<()>,
-    has_worked: bool,
 }
 
 impl Worker {
@@ -162,8 +161,7 @@ impl Worker {
         if let Err(error) = &result {
             tracing::warn!(%error, "leases or shards could not be read; trying again");
         }
-        scan.has_worked = result.is_ok();
-        let ready = scan.has_worked && !self.common.limiter.is_paused();
+        let ready = result.is_ok() && !self.common.limiter.is_paused();
         self.ready.set(ready);
         metrics::gauge!("ingest_ready").set(f64::from(u8::from(ready)));
         metrics::gauge!("ingest_concurrency_limit").set(self.common.limiter.concurrency());

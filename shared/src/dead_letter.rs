@@ -3,7 +3,10 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::backend::{Record, ShardId};
 use crate::clock::UnixMillis;
+use crate::event::Identity;
+use crate::reason::Reason;
 
 /// The version of the JSON form; a reader refuses a higher one.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -15,7 +18,7 @@ pub const SCHEMA_VERSION: u32 = 1;
 pub struct DeadLetter {
     /// [`SCHEMA_VERSION`] when it was written.
     pub schema_version: u32,
-    /// Why: one of [`Reason`](crate::reason::Reason)'s names.
+    /// Why: one of [`Reason`]'s names.
     pub reason: String,
     /// The reason in words, for people.
     pub detail: String,
@@ -58,6 +61,46 @@ pub struct DeadLetter {
     pub dead_lettered_at: UnixMillis,
 }
 
+/// Where a dead letter comes from, and who wrote it when.
+#[derive(Clone, Copy, Debug)]
+pub struct Origin<'a> {
+    /// Name of the stream.
+    pub stream: &'a str,
+    /// The record's shard.
+    pub shard: &'a ShardId,
+    /// The worker that gives the record up.
+    pub worker: &'a str,
+    /// The present time.
+    pub now: UnixMillis,
+}
+
+impl DeadLetter {
+    /// The dead letter of `record`, with what could be read of its event. Amberflo has not answered.
+    #[must_use]
+    pub fn new(record: &Record, origin: Origin<'_>, reason: Reason, detail: String, identity: Identity) -> Self {
+        Self {
+            schema_version: SCHEMA_VERSION,
+            reason: reason.to_string(),
+            detail,
+            payload: record.data.clone(),
+            partition_key: record.partition_key.clone(),
+            stream: origin.stream.to_owned(),
+            shard: origin.shard.to_string(),
+            sequence_number: record.sequence_number.to_string(),
+            arrived_at: record.arrived_at,
+            tenant_id: identity.tenant_id,
+            meter_api_name: identity.meter_api_name,
+            unique_id: identity.unique_id,
+            meter_time_in_millis: identity.meter_time,
+            redrive_count: identity.redrive_count,
+            amberflo_status: None,
+            amberflo_answer: None,
+            worker: origin.worker.to_owned(),
+            dead_lettered_at: origin.now,
+        }
+    }
+}
+
 mod payload {
     use base64::Engine as _;
     use base64::engine::general_purpose::STANDARD;
@@ -96,28 +139,18 @@ mod payload {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::SequenceNumber;
 
     fn letter(payload: &'static [u8]) -> DeadLetter {
-        DeadLetter {
-            schema_version: SCHEMA_VERSION,
-            reason: "not_json".to_owned(),
-            detail: "why".to_owned(),
-            payload: Bytes::from_static(payload),
+        let record = Record {
+            data: Bytes::from_static(payload),
             partition_key: "t".to_owned(),
-            stream: "local".to_owned(),
-            shard: "shard-0".to_owned(),
-            sequence_number: "1".to_owned(),
+            sequence_number: SequenceNumber("1".to_owned()),
             arrived_at: 1,
-            tenant_id: None,
-            meter_api_name: None,
-            unique_id: None,
-            meter_time_in_millis: None,
-            redrive_count: 0,
-            amberflo_status: None,
-            amberflo_answer: None,
-            worker: "w".to_owned(),
-            dead_lettered_at: 2,
-        }
+        };
+        let shard = ShardId("shard-0".to_owned());
+        let origin = Origin { stream: "local", shard: &shard, worker: "w", now: 2 };
+        DeadLetter::new(&record, origin, Reason::NotJson, "why".to_owned(), Identity::default())
     }
 
     #[test]

@@ -148,7 +148,7 @@ pub async fn metrics_upkeep(metrics: PrometheusHandle) {
     }
 }
 
-/// Resolves at SIGTERM or SIGINT, each time it is called anew.
+/// Receives the name of every SIGTERM and SIGINT from now on.
 ///
 /// # Errors
 /// When the signal handlers cannot be installed.

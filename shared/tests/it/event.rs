@@ -11,7 +11,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use shared::backend::{Record, SequenceNumber, ShardId};
-use shared::dead_letter::{DeadLetter, SCHEMA_VERSION};
+use shared::dead_letter::{DeadLetter, Origin};
 use shared::event::{EventRules, UsageEvent, parse};
 use shared::reason::Reason;
 use shared::{meter_record, redrive};
@@ -106,26 +106,10 @@ fn a_rejection_keeps_what_could_be_read() {
 }
 
 fn letter(record: &Record, event: &UsageEvent<'_>) -> DeadLetter {
-    let identity = event.identity();
+    let origin = Origin { stream: "stream", shard: shard(), worker: "worker", now: ARRIVED_AT };
     DeadLetter {
-        schema_version: SCHEMA_VERSION,
-        reason: Reason::Rejected.to_string(),
-        detail: String::new(),
-        payload: record.data.clone(),
-        partition_key: record.partition_key.clone(),
-        stream: "stream".to_owned(),
-        shard: shard().to_string(),
-        sequence_number: record.sequence_number.to_string(),
-        arrived_at: record.arrived_at,
-        tenant_id: identity.tenant_id,
-        meter_api_name: identity.meter_api_name,
-        unique_id: identity.unique_id,
-        meter_time_in_millis: identity.meter_time,
-        redrive_count: identity.redrive_count,
         amberflo_status: Some(400),
-        amberflo_answer: None,
-        worker: "worker".to_owned(),
-        dead_lettered_at: ARRIVED_AT,
+        ..DeadLetter::new(record, origin, Reason::Rejected, String::new(), event.identity())
     }
 }
 

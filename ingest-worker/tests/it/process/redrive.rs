@@ -114,8 +114,9 @@ async fn redriving_a_delivered_event_changes_nothing_in_the_ledger() {
 /// Reads the whole stream and stores every record as a dead letter.
 async fn forge_letters(site: &Site) {
     use shared::backend::{DeadLetters as _, Position};
-    use shared::dead_letter::{DeadLetter, SCHEMA_VERSION};
+    use shared::dead_letter::{DeadLetter, Origin};
     use shared::event::{EventRules, parse};
+    use shared::reason::Reason;
     let day = std::time::Duration::from_secs(86_400);
     let rules = EventRules { max_age: day, max_ahead: day, allow_aflo_dimensions: false };
     let store = site.store();
@@ -123,25 +124,10 @@ async fn forge_letters(site: &Site) {
         let page = store.reader(&shard, Position::TrimHorizon).await.unwrap().next(1 << 20).await.unwrap();
         for record in page.records {
             let identity = parse(&record, &shard, &rules).unwrap().identity();
+            let origin = Origin { stream: "local:store", shard: &shard, worker: "w", now: record.arrived_at };
             let letter = DeadLetter {
-                schema_version: SCHEMA_VERSION,
-                reason: "unconfirmed".to_owned(),
-                detail: "a test".to_owned(),
-                payload: record.data.clone(),
-                partition_key: record.partition_key.clone(),
-                stream: "local:store".to_owned(),
-                shard: shard.to_string(),
-                sequence_number: record.sequence_number.to_string(),
-                arrived_at: record.arrived_at,
-                tenant_id: identity.tenant_id,
-                meter_api_name: identity.meter_api_name,
-                unique_id: identity.unique_id,
-                meter_time_in_millis: identity.meter_time,
-                redrive_count: 0,
                 amberflo_status: Some(503),
-                amberflo_answer: None,
-                worker: "w".to_owned(),
-                dead_lettered_at: record.arrived_at,
+                ..DeadLetter::new(&record, origin, Reason::Unconfirmed, "a test".to_owned(), identity)
             };
             store.send(&[letter]).await.unwrap();
         }
