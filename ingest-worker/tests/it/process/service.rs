@@ -120,7 +120,8 @@ async fn sigterm_while_amberflo_is_down_ends_cleanly_and_loses_nothing() {
         amberflo.sandbox.set_faults(faults.clone()).unwrap();
         let worker = site.start().await;
         worker.put(&usages(0..200)).await;
-        eventually("requests", async || amberflo.sandbox.stats().requests >= 4).await;
+        // One is sure: a pause or a Retry-After lets no second one through.
+        eventually("a request", async || amberflo.sandbox.stats().requests >= 1).await;
         assert_eq!(worker.admin_status("health").await, Some(200));
         worker.drain().await;
         amberflo.sandbox.set_faults(Faults::default()).unwrap();
