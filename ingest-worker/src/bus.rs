@@ -155,7 +155,7 @@ impl From<BackendError> for Error {
         tracing::warn!(%error, "events could not be stored");
         let (status, code) = match &error {
             BackendError::Full(_) => (StatusCode::BAD_REQUEST, "ThrottlingException"),
-            BackendError::Unavailable(_) | BackendError::Misconfigured(_) => {
+            BackendError::Unavailable(_) | BackendError::Gone(_) | BackendError::Misconfigured(_) => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "InternalException")
             }
         };

@@ -131,6 +131,8 @@ impl Path {
             Checkpoint::Settled { sequence_number, arrived_at } => {
                 (Position::AtTime(arrived_at - reach), Some(sequence_number.clone()))
             }
+            Checkpoint::Rewound(time) => (Position::AtTime(*time), None),
+            Checkpoint::Ended => (Position::TrimHorizon, None),
         };
         Self {
             window: Window::new(shard.dedup_window, Arc::clone(&shard.dedup_keys)),

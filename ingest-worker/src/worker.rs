@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use shared::backend::{BackendError, Checkpoint, Lease, Leases, Position, ShardId};
+use shared::backend::{BackendError, Checkpoint, Lease, Leases, Position, Shard, ShardId};
 use shared::service::Ready;
 use tokio::task::{self, JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -76,7 +76,7 @@ impl Worker {
         let mut leases = self.leases.list().await?;
         let shards = self.common.stream.shards().await?;
         let known: HashSet<&ShardId> = leases.iter().map(|lease| &lease.shard).collect();
-        let missing: Vec<ShardId> = shards.iter().filter(|shard| !known.contains(shard)).cloned().collect();
+        let missing: Vec<Shard> = shards.iter().filter(|shard| !known.contains(&shard.id)).cloned().collect();
         for shard in &missing {
             self.leases.create(shard, self.initial_position.clone()).await?;
         }
@@ -123,6 +123,8 @@ impl Worker {
         let resumes_at = match &lease.checkpoint {
             Checkpoint::Start(position) => format!("{position:?}"),
             Checkpoint::Settled { sequence_number, .. } => format!("after {sequence_number}"),
+            Checkpoint::Rewound(time) => format!("at {time}"),
+            Checkpoint::Ended => "end".to_owned(),
         };
         tracing::info!(%shard, resumes_at, "lease taken");
         let (mut keeper, fence, checkpoint) = Keeper::new(Arc::clone(&self.leases), lease, claimed_at, self.failover);

@@ -11,9 +11,11 @@
 pub mod local;
 
 use std::fmt;
+use std::ops::RangeInclusive;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use md5::{Digest as _, Md5};
 
 use crate::clock::UnixMillis;
 use crate::dead_letter::DeadLetter;
@@ -21,6 +23,24 @@ use crate::dead_letter::DeadLetter;
 /// The name of one shard of a stream.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ShardId(pub String);
+
+/// A shard of a stream, and how it came about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shard {
+    /// Its name.
+    pub id: ShardId,
+    /// The shards whose records went on in this one: one after a split, two after a merge, none for a first shard.
+    /// A parent may no longer be in the stream.
+    pub parents: Vec<ShardId>,
+    /// It takes records whose partition key has its [`hash`] in here.
+    pub hashes: RangeInclusive<u128>,
+}
+
+/// A partition key's place in the hash space of a stream: its MD5, as in Kinesis.
+#[must_use]
+pub fn hash(partition_key: &str) -> u128 {
+    u128::from_be_bytes(Md5::digest(partition_key).into())
+}
 
 /// The name under which one worker holds leases; unique per process.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -83,6 +103,8 @@ pub enum Position {
     TrimHorizon,
     /// The first record that arrived at or after this time.
     AtTime(UnixMillis),
+    /// This very record.
+    At(SequenceNumber),
     /// The record that follows this one.
     After(SequenceNumber),
 }
@@ -94,6 +116,8 @@ pub struct Page {
     pub records: Vec<Record>,
     /// How far this page lies behind the newest record of the shard, in milliseconds; 0 at the tip.
     pub millis_behind_latest: i64,
+    /// The shard was split or merged, and this page is its last one: records go on in its children.
+    pub is_end: bool,
 }
 
 /// Why a seam could not do its work.
@@ -107,6 +131,9 @@ pub enum BackendError {
     /// The store has reached its size limit or its disk is full; nothing of the call was stored.
     #[error("{0}")]
     Full(String),
+    /// The stream no longer has this shard: it ended, and its retention has passed.
+    #[error("{0}")]
+    Gone(String),
     /// It will never work like this: wrong name, no permission, a foreign schema.
     #[error("{0}")]
     Misconfigured(String),
@@ -116,7 +143,7 @@ pub enum BackendError {
 #[async_trait]
 pub trait Stream: Send + Sync {
     /// All shards that hold or may still receive records, open or closed.
-    async fn shards(&self) -> Result<Vec<ShardId>, BackendError>;
+    async fn shards(&self) -> Result<Vec<Shard>, BackendError>;
 
     /// Opens a reader. It is not a subscription: it reads when [`ShardReader::next`] is called.
     async fn reader(&self, shard: &ShardId, from: Position) -> Result<Box<dyn ShardReader>, BackendError>;
@@ -134,7 +161,7 @@ pub trait ShardReader: Send {
     ///
     /// Waits a short while (under a second) for new records at the tip, then returns an empty page. After an error
     /// the next call continues where the last page ended: no record is skipped. Not cancel-safe: a dropped call may
-    /// have taken a page with it.
+    /// have taken a page with it. After the page that [is the end](Page::is_end) it is not called again.
     async fn next(&mut self, max_bytes: usize) -> Result<Page, BackendError>;
 }
 
@@ -150,6 +177,11 @@ pub enum Checkpoint {
         /// When that record arrived; the rebuild of the dedup window starts from it.
         arrived_at: UnixMillis,
     },
+    /// An operator wants everything to be processed again from the first record that arrived at this time or later.
+    /// What lies before was settled.
+    Rewound(UnixMillis),
+    /// The shard has ended and all its records are settled.
+    Ended,
 }
 
 /// A worker's claim on a shard, with the shard's checkpoint: one row, changed only by conditional writes.
@@ -163,6 +195,8 @@ pub struct Lease {
     pub counter: u64,
     /// How far the shard is settled.
     pub checkpoint: Checkpoint,
+    /// The worker that has asked the owner to hand the lease over.
+    pub wanted_by: Option<WorkerId>,
 }
 
 /// The table of leases.
@@ -175,17 +209,27 @@ pub trait Leases: Send + Sync {
     async fn list(&self) -> Result<Vec<Lease>, BackendError>;
 
     /// Adds a free lease unless the shard has one.
-    async fn create(&self, shard: &ShardId, start: Position) -> Result<(), BackendError>;
+    async fn create(&self, shard: &Shard, start: Position) -> Result<(), BackendError>;
 
     /// Makes `owner` the owner if the row still has `lease.counter`; answers the row as it is then.
     async fn claim(&self, lease: &Lease, owner: &WorkerId) -> Result<Option<Lease>, BackendError>;
 
     /// Shows that the owner lives, and stores `lease.checkpoint` as it is in the caller's copy, if the row still has
-    /// `lease.owner` and `lease.counter`; answers the row as it is then.
+    /// `lease.owner` and `lease.counter`; answers the row as it is then, with the wishes of other workers.
     async fn renew(&self, lease: &Lease) -> Result<Option<Lease>, BackendError>;
 
-    /// Gives the lease up if `lease.owner` still has it, storing `lease.checkpoint` with it.
+    /// Gives the lease up if `lease.owner` still has it, storing `lease.checkpoint` with it. No wish remains.
     async fn release(&self, lease: &Lease) -> Result<(), BackendError>;
+
+    /// Notes that `worker` wants the lease, if `lease.owner` still has it. The counter stays: the owner alone moves it.
+    async fn ask(&self, lease: &Lease, worker: &WorkerId) -> Result<(), BackendError>;
+
+    /// Takes the lease away from its owner, if it has one, and stores `checkpoint`, also an earlier one, if the row still
+    /// has `lease.counter`; answers the row as it is then. The owner finds out at its next renewal.
+    async fn reset(&self, lease: &Lease, checkpoint: Checkpoint) -> Result<Option<Lease>, BackendError>;
+
+    /// Removes the row if it still has `lease.counter`.
+    async fn forget(&self, lease: &Lease) -> Result<(), BackendError>;
 }
 
 /// A dead letter that was received, and the handle that deletes it.

@@ -35,7 +35,7 @@ impl LocalBus {
         let store = LocalStore::open(self.dir.path(), LocalOptions::default()).unwrap();
         let mut records = Vec::new();
         for shard in store.shards().await.unwrap() {
-            let mut reader = store.reader(&shard, Position::TrimHorizon).await.unwrap();
+            let mut reader = store.reader(&shard.id, Position::TrimHorizon).await.unwrap();
             loop {
                 let page = reader.next(1 << 20).await.unwrap();
                 if page.records.is_empty() {

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use shared::backend::{
-    Checkpoint, DeadLetters, Lease, Leases, NewRecord, Position, Record, SequenceNumber, ShardId, ShardReader, Stream,
-    WorkerId,
+    Checkpoint, DeadLetters, Lease, Leases, NewRecord, Position, Record, SequenceNumber, Shard, ShardId, ShardReader,
+    Stream, WorkerId, hash,
 };
 use shared::dead_letter::{DeadLetter, SCHEMA_VERSION};
 use tokio::time::{Instant, timeout};
@@ -19,8 +19,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub async fn stream_contract(stream: &dyn Stream) {
     let shards = stream.shards().await.unwrap();
     assert!(shards.len() >= 2);
-    assert_eq!(shards.iter().collect::<HashSet<_>>().len(), shards.len());
+    assert_eq!(shards.iter().map(|shard| &shard.id).collect::<HashSet<_>>().len(), shards.len());
     assert_eq!(stream.shards().await.unwrap(), shards);
+    assert_hashes_are_whole(&shards);
 
     at_the_tip_an_empty_page_comes_soon(stream, &shards).await;
     stream.publish(Vec::new()).await.unwrap();
@@ -30,6 +31,7 @@ pub async fn stream_contract(stream: &dyn Stream) {
     let by_shard = read(stream, Position::TrimHorizon, first.len(), 1 << 20).await;
     assert_same_records(&first, &by_shard);
     assert_keys_keep_to_one_shard(&by_shard);
+    assert_keys_lie_in_their_range(&shards, &by_shard);
     let small_pages = read(stream, Position::TrimHorizon, first.len(), 1).await;
     assert_eq!(small_pages, by_shard, "pages of one record skip nothing");
 
@@ -37,6 +39,8 @@ pub async fn stream_contract(stream: &dyn Stream) {
         let middle = &records[records.len() / 2];
         let tail = read_shard(stream, shard, Position::After(middle.sequence_number.clone()), 1).await;
         assert_eq!(tail.first(), records.get(records.len() / 2 + 1), "the record that follows");
+        let itself = read_shard(stream, shard, Position::At(middle.sequence_number.clone()), 1).await;
+        assert_eq!(itself.first(), Some(middle), "the record itself");
         let from_time = read_shard(stream, shard, Position::AtTime(middle.arrived_at), 1).await;
         assert!(from_time[0].sequence_number <= middle.sequence_number);
         assert!(from_time[0].arrived_at >= middle.arrived_at);
@@ -45,10 +49,19 @@ pub async fn stream_contract(stream: &dyn Stream) {
     nothing_is_seen_before_its_time(stream, &by_shard).await;
 }
 
-async fn at_the_tip_an_empty_page_comes_soon(stream: &dyn Stream, shards: &[ShardId]) {
-    let mut reader = stream.reader(&shards[0], Position::TrimHorizon).await.unwrap();
+/// The shards of a stream that was never split or merged take every key, each key one shard.
+fn assert_hashes_are_whole(shards: &[Shard]) {
+    let mut ranges: Vec<_> = shards.iter().map(|shard| (*shard.hashes.start(), *shard.hashes.end())).collect();
+    ranges.sort_unstable();
+    assert_eq!((ranges[0].0, ranges[ranges.len() - 1].1), (0, u128::MAX));
+    assert!(ranges.windows(2).all(|pair| pair[0].1 + 1 == pair[1].0), "{ranges:?}");
+    assert!(shards.iter().all(|shard| shard.parents.is_empty()));
+}
+
+async fn at_the_tip_an_empty_page_comes_soon(stream: &dyn Stream, shards: &[Shard]) {
+    let mut reader = stream.reader(&shards[0].id, Position::TrimHorizon).await.unwrap();
     let page = timeout(Duration::from_secs(5), reader.next(1 << 20)).await.unwrap().unwrap();
-    assert!(page.records.is_empty());
+    assert!(page.records.is_empty() && !page.is_end);
     assert_eq!(page.millis_behind_latest, 0);
 }
 
@@ -86,7 +99,8 @@ fn records(name: &str, count: usize) -> Vec<NewRecord> {
 async fn read(stream: &dyn Stream, from: Position, count: usize, max_bytes: usize) -> BTreeMap<ShardId, Vec<Record>> {
     let mut readers = Vec::new();
     for shard in stream.shards().await.unwrap() {
-        readers.push((shard.clone(), stream.reader(&shard, from.clone()).await.unwrap()));
+        let reader = stream.reader(&shard.id, from.clone()).await.unwrap();
+        readers.push((shard.id, reader));
     }
     let mut found: BTreeMap<ShardId, Vec<Record>> = BTreeMap::new();
     let deadline = Instant::now() + PATIENCE;
@@ -145,6 +159,13 @@ fn position(published: &[NewRecord], record: &Record) -> usize {
     published.iter().position(same).expect("only what was published, byte for byte")
 }
 
+fn assert_keys_lie_in_their_range(shards: &[Shard], by_shard: &BTreeMap<ShardId, Vec<Record>>) {
+    for shard in shards {
+        let mut keys = by_shard.get(&shard.id).into_iter().flatten().map(|record| &record.partition_key);
+        assert!(keys.all(|key| shard.hashes.contains(&hash(key))));
+    }
+}
+
 fn assert_keys_keep_to_one_shard(by_shard: &BTreeMap<ShardId, Vec<Record>>) {
     let mut home = BTreeMap::new();
     for (shard, records) in by_shard {
@@ -159,8 +180,8 @@ pub async fn leases_contract(leases: Arc<dyn Leases>) {
     assert!(leases.list().await.unwrap().is_empty());
     let (ada, bob) = (WorkerId("ada".to_owned()), WorkerId("bob".to_owned()));
     let start = Position::AtTime(1_700_000_000_123);
-    leases.create(&shard("s-0"), start.clone()).await.unwrap();
-    leases.create(&shard("s-0"), Position::TrimHorizon).await.unwrap();
+    leases.create(&shard("s-0", &["s-parent"]), start.clone()).await.unwrap();
+    leases.create(&shard("s-0", &[]), Position::TrimHorizon).await.unwrap();
     let free = one(&*leases, "s-0").await;
     assert_eq!(
         (&free.owner, &free.checkpoint),
@@ -183,31 +204,75 @@ pub async fn leases_contract(leases: Arc<dyn Leases>) {
     assert_eq!(renewed, Lease { counter: renewed.counter, ..settled.clone() });
     assert_eq!(leases.renew(&settled).await.unwrap(), Some(renewed.clone()), "a repeated renewal that had landed");
     let further = Lease { checkpoint: self::settled("10", 100), ..renewed.clone() };
-    let further = leases.renew(&further).await.unwrap().unwrap();
-    let back = Lease { checkpoint: self::settled("9", 90), ..further.clone() };
-    let kept = leases.renew(&back).await.unwrap().unwrap();
-    assert_eq!(kept.checkpoint, further.checkpoint, "a checkpoint does not move back");
+    let kept = leases.renew(&further).await.unwrap().unwrap();
     assert_eq!(leases.renew(&mine).await.unwrap(), None, "a row that is too old is not renewed");
 
     // Taking over.
     let stolen = leases.claim(&kept, &bob).await.unwrap().unwrap();
     assert_eq!((&stolen.owner, &stolen.checkpoint), (&Some(bob.clone()), &kept.checkpoint), "the checkpoint stays");
     assert_eq!(leases.renew(&kept).await.unwrap(), None, "ada has lost it");
+    leases.ask(&kept, &WorkerId("eve".to_owned())).await.unwrap();
     leases.release(&kept).await.unwrap();
     assert_eq!(one(&*leases, "s-0").await, stolen, "ada cannot release what is bob's");
 
+    // Asking.
+    leases.ask(&stolen, &ada).await.unwrap();
+    let wanted = Lease { wanted_by: Some(ada.clone()), ..stolen.clone() };
+    assert_eq!(one(&*leases, "s-0").await, wanted, "a wish leaves the counter alone");
+    let renewed = leases.renew(&stolen).await.unwrap().unwrap();
+    assert_eq!(renewed, Lease { counter: renewed.counter, ..wanted }, "a renewal tells of it");
+
     // Releasing.
-    let last = Lease { checkpoint: self::settled("11", 110), ..stolen.clone() };
+    let last = Lease { checkpoint: self::settled("11", 110), ..renewed };
     leases.release(&last).await.unwrap();
     leases.release(&last).await.unwrap();
     let released = one(&*leases, "s-0").await;
-    assert_eq!((&released.owner, &released.checkpoint), (&None, &last.checkpoint));
+    assert_eq!(
+        (&released.owner, &released.checkpoint, &released.wanted_by),
+        (&None, &last.checkpoint, &None),
+        "the wish is fulfilled"
+    );
     assert!(released.counter > stolen.counter);
     assert_eq!(leases.renew(&stolen).await.unwrap(), None);
+    leases.ask(&released, &ada).await.unwrap();
+    assert_eq!(one(&*leases, "s-0").await, released, "nobody has it, so nobody can be asked");
 
-    assert_eq!(leases.renew(&Lease { shard: shard("unknown"), ..stolen }).await.unwrap(), None);
+    // Resetting.
+    let released = reset_contract(&*leases, released, &ada).await;
+    let unknown = Lease { shard: ShardId("unknown".to_owned()), ..stolen };
+    assert_eq!(leases.renew(&unknown).await.unwrap(), None);
+    assert_eq!(leases.claim(&unknown, &ada).await.unwrap(), None);
+    assert_eq!(leases.reset(&unknown, Checkpoint::Ended).await.unwrap(), None);
+    leases.release(&unknown).await.unwrap();
+    leases.ask(&unknown, &ada).await.unwrap();
+    assert_eq!(leases.list().await.unwrap().len(), 1, "no write makes a row that was not there");
     one_of_many_claims_wins(&leases, released).await;
     every_start_is_kept(&*leases).await;
+}
+
+/// Answers the free row as it is at the end.
+async fn reset_contract(leases: &dyn Leases, free: Lease, worker: &WorkerId) -> Lease {
+    let held = leases.claim(&free, worker).await.unwrap().unwrap();
+    let rewound = Checkpoint::Rewound(1_600_000_000_000);
+    assert_eq!(leases.reset(&free, rewound.clone()).await.unwrap(), None, "a row that is too old is not reset");
+    let reset = leases.reset(&held, rewound.clone()).await.unwrap().unwrap();
+    assert_eq!((&reset.owner, &reset.checkpoint), (&None, &rewound), "back, and taken from its owner");
+    assert_eq!(leases.reset(&held, rewound).await.unwrap(), Some(reset.clone()), "a repeated reset that had landed");
+    assert_eq!(leases.renew(&held).await.unwrap(), None, "the owner has lost it");
+
+    let held = leases.claim(&reset, worker).await.unwrap().unwrap();
+    let ended = Lease { checkpoint: Checkpoint::Ended, ..held };
+    leases.release(&ended).await.unwrap();
+    let ended = one(leases, "s-0").await;
+    assert_eq!(ended.checkpoint, Checkpoint::Ended);
+    leases.forget(&reset).await.unwrap();
+    assert_eq!(one(leases, "s-0").await, ended, "a row that is too old is not forgotten");
+    leases.forget(&ended).await.unwrap();
+    leases.forget(&ended).await.unwrap();
+    assert!(leases.list().await.unwrap().is_empty());
+
+    leases.create(&shard("s-0", &[]), Position::TrimHorizon).await.unwrap();
+    one(leases, "s-0").await
 }
 
 async fn one_of_many_claims_wins(leases: &Arc<dyn Leases>, free: Lease) {
@@ -224,17 +289,18 @@ async fn one_of_many_claims_wins(leases: &Arc<dyn Leases>, free: Lease) {
 
 async fn every_start_is_kept(leases: &dyn Leases) {
     let huge = SequenceNumber("4".repeat(56));
-    let starts = [Position::TrimHorizon, Position::AtTime(-5), Position::After(huge)];
+    let starts = [Position::TrimHorizon, Position::AtTime(-5), Position::At(huge.clone()), Position::After(huge)];
     for (n, start) in starts.into_iter().enumerate() {
         let name = format!("s-{}", n + 1);
-        leases.create(&shard(&name), start.clone()).await.unwrap();
+        leases.create(&shard(&name, &["s-parent", "s-adjacent"]), start.clone()).await.unwrap();
         assert_eq!(one(leases, &name).await.checkpoint, Checkpoint::Start(start));
     }
-    assert_eq!(leases.list().await.unwrap().len(), 4);
+    assert_eq!(leases.list().await.unwrap().len(), 5);
 }
 
-pub fn shard(name: &str) -> ShardId {
-    ShardId(name.to_owned())
+pub fn shard(name: &str, parents: &[&str]) -> Shard {
+    let id = |name: &str| ShardId(name.to_owned());
+    Shard { id: id(name), parents: parents.iter().map(|name| id(name)).collect(), hashes: 0..=u128::MAX }
 }
 
 pub fn settled(sequence_number: &str, arrived_at: i64) -> Checkpoint {

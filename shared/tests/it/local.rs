@@ -33,7 +33,7 @@ fn record(data: impl Into<Bytes>) -> NewRecord {
 async fn read_all(store: &LocalStore) -> Vec<Record> {
     let mut records = Vec::new();
     for shard in store.shards().await.unwrap() {
-        let mut reader = store.reader(&shard, Position::TrimHorizon).await.unwrap();
+        let mut reader = store.reader(&shard.id, Position::TrimHorizon).await.unwrap();
         loop {
             let page = reader.next(1 << 20).await.unwrap();
             if page.records.is_empty() {
@@ -113,7 +113,7 @@ async fn everything_is_there_after_reopening() {
 async fn two_handles_on_one_file_see_each_other() {
     let dir = TempDir::new().unwrap();
     let (one, two) = (open(dir.path(), one_shard()), open(dir.path(), one_shard()));
-    let shard = one.shards().await.unwrap().remove(0);
+    let shard = one.shards().await.unwrap().remove(0).id;
     let mut reader = one.reader(&shard, Position::TrimHorizon).await.unwrap();
     for n in 0..20 {
         let publisher = if n % 2 == 0 { &one } else { &two };
@@ -144,7 +144,7 @@ async fn arrival_times_grow_even_when_the_clock_steps_back() {
     let store = open(dir.path(), one_shard());
     let records = read_all(&store).await;
     assert!(records[0].arrived_at >= 1_000_000 && records[1].arrived_at >= records[0].arrived_at);
-    let shard = store.shards().await.unwrap().remove(0);
+    let shard = store.shards().await.unwrap().remove(0).id;
     for (time, first) in [(0, "a"), (records[1].arrived_at + 1, "c"), (records[2].arrived_at, "c")] {
         let found = read_shard(&store, &shard, Position::AtTime(time), 1).await;
         assert_eq!(found[0].data, first, "from {time}");
@@ -159,7 +159,7 @@ async fn a_start_in_the_future_leaves_out_what_comes_before() {
     let clock = Clock::following_tokio(1_000_000);
     let store = LocalStore::open_in_memory(LocalOptions { clock, ..one_shard() }).unwrap();
     store.publish(vec![record("a")]).await.unwrap();
-    let shard = store.shards().await.unwrap().remove(0);
+    let shard = store.shards().await.unwrap().remove(0).id;
     let mut reader = store.reader(&shard, Position::AtTime(1_060_000)).await.unwrap();
     store.publish(vec![record("b")]).await.unwrap();
     assert!(reader.next(1 << 20).await.unwrap().records.is_empty());
@@ -317,7 +317,7 @@ async fn positions_do_not_start_again_when_everything_is_gone() {
     let store = open(dir.path(), one_shard());
     store.publish(vec![record("c")]).await.unwrap();
     assert!(read_all(&store).await[0].sequence_number > last);
-    let shard = store.shards().await.unwrap().remove(0);
+    let shard = store.shards().await.unwrap().remove(0).id;
     assert_eq!(read_shard(&store, &shard, Position::After(last), 1).await.len(), 1);
 }
 
@@ -331,9 +331,9 @@ async fn says_what_is_wrong_with_a_file_or_directory() {
     let file = dir.path().join(FILE_NAME);
 
     drop(open(dir.path(), LocalOptions::default()));
-    rusqlite::Connection::open(&file).unwrap().pragma_update(None, "user_version", 2).unwrap();
+    rusqlite::Connection::open(&file).unwrap().pragma_update(None, "user_version", 3).unwrap();
     let text = misconfigured(dir.path());
-    assert!(text.contains("schema version 2") && text.contains(FILE_NAME), "{text}");
+    assert!(text.contains("schema version 3") && text.contains(FILE_NAME), "{text}");
 
     std::fs::remove_file(&file).unwrap();
     rusqlite::Connection::open(&file).unwrap().execute_batch("CREATE TABLE t (x)").unwrap();
@@ -353,7 +353,7 @@ async fn says_what_is_wrong_with_a_file_or_directory() {
         assert!(matches!(LocalStore::open_in_memory(options), Err(BackendError::Misconfigured(_))));
     }
     let store = in_memory();
-    let unknown = store.reader(&crate::contract::shard("shard-0"), Position::TrimHorizon).await;
+    let unknown = store.reader(&crate::contract::shard("shard-0", &[]).id, Position::TrimHorizon).await;
     assert!(matches!(unknown.err(), Some(BackendError::Misconfigured(_))));
 }
 

@@ -120,7 +120,7 @@ async fn forge_letters(site: &Site) {
     let day = std::time::Duration::from_secs(86_400);
     let rules = EventRules { max_age: day, max_ahead: day, allow_aflo_dimensions: false };
     let store = site.store();
-    for shard in store.shards().await.unwrap() {
+    for shard in store.shards().await.unwrap().into_iter().map(|shard| shard.id) {
         let page = store.reader(&shard, Position::TrimHorizon).await.unwrap().next(1 << 20).await.unwrap();
         for record in page.records {
             let identity = parse(&record, &shard, &rules).unwrap().identity();

@@ -13,8 +13,8 @@ use http_body_util::BodyExt as _;
 use shared::amberflo::{Transport, TransportError};
 use shared::backend::local::LocalStore;
 use shared::backend::{
-    BackendError, DeadLetters, Lease, Leases, NewRecord, Page, Position, Received, ShardId, ShardReader, Stream,
-    WorkerId,
+    BackendError, Checkpoint, DeadLetters, Lease, Leases, NewRecord, Page, Position, Received, Shard, ShardId,
+    ShardReader, Stream, WorkerId,
 };
 use shared::dead_letter::DeadLetter;
 use tokio::sync::Notify;
@@ -111,7 +111,7 @@ impl Faulty {
 
 #[async_trait]
 impl Stream for Faulty {
-    async fn shards(&self) -> Result<Vec<ShardId>, BackendError> {
+    async fn shards(&self) -> Result<Vec<Shard>, BackendError> {
         self.call(|rates| rates.stream, self.world.store.shards()).await
     }
 
@@ -150,7 +150,7 @@ impl Leases for Faulty {
         self.call(|rates| rates.leases, self.world.store.list()).await
     }
 
-    async fn create(&self, shard: &ShardId, start: Position) -> Result<(), BackendError> {
+    async fn create(&self, shard: &Shard, start: Position) -> Result<(), BackendError> {
         self.call(|rates| rates.leases, self.world.store.create(shard, start)).await
     }
 
@@ -180,6 +180,18 @@ impl Leases for Faulty {
             Ok(())
         };
         self.call(|rates| rates.leases, write).await
+    }
+
+    async fn ask(&self, lease: &Lease, worker: &WorkerId) -> Result<(), BackendError> {
+        self.call(|rates| rates.leases, self.world.store.ask(lease, worker)).await
+    }
+
+    async fn reset(&self, lease: &Lease, checkpoint: Checkpoint) -> Result<Option<Lease>, BackendError> {
+        self.call(|rates| rates.leases, self.world.store.reset(lease, checkpoint)).await
+    }
+
+    async fn forget(&self, lease: &Lease) -> Result<(), BackendError> {
+        self.call(|rates| rates.leases, self.world.store.forget(lease)).await
     }
 }
 

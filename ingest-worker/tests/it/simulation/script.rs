@@ -11,7 +11,7 @@ use fastrand::Rng;
 use http::Request;
 use ingest_worker::bus;
 use serde_json::json;
-use shared::backend::{Lease, Leases as _, NewRecord, Stream as _, WorkerId};
+use shared::backend::{Checkpoint, Lease, Leases as _, NewRecord, Position, Stream as _, WorkerId};
 use shared::clock::Clock;
 use shared::redrive;
 use tokio::time::{Instant, advance, sleep};
@@ -343,10 +343,10 @@ impl Play {
         }
         for lease in leases {
             let from = match &lease.checkpoint {
-                shared::backend::Checkpoint::Start(position) => position.clone(),
-                shared::backend::Checkpoint::Settled { sequence_number, .. } => {
-                    shared::backend::Position::After(sequence_number.clone())
-                }
+                Checkpoint::Start(position) => position.clone(),
+                Checkpoint::Settled { sequence_number, .. } => Position::After(sequence_number.clone()),
+                Checkpoint::Rewound(time) => Position::AtTime(*time),
+                Checkpoint::Ended => continue,
             };
             let mut reader = store.reader(&lease.shard, from).await.unwrap();
             if !reader.next(1).await.unwrap().records.is_empty() {

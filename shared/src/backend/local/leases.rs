@@ -5,9 +5,9 @@ use rusqlite::types::Type;
 use rusqlite::{OptionalExtension as _, Row, Transaction, params};
 
 use super::LocalStore;
-use crate::backend::{BackendError, Checkpoint, Lease, Leases, Position, SequenceNumber, ShardId, WorkerId};
+use crate::backend::{BackendError, Checkpoint, Lease, Leases, Position, SequenceNumber, Shard, ShardId, WorkerId};
 
-const COLUMNS: &str = "shard, owner, counter, checkpoint, sequence_number, arrived_at";
+const COLUMNS: &str = "shard, owner, counter, checkpoint, sequence_number, arrived_at, wanted_by";
 
 #[async_trait]
 impl Leases for LocalStore {
@@ -21,8 +21,9 @@ impl Leases for LocalStore {
             .await
     }
 
-    async fn create(&self, shard: &ShardId, start: Position) -> Result<(), BackendError> {
-        let lease = Lease { shard: shard.clone(), owner: None, counter: 0, checkpoint: Checkpoint::Start(start) };
+    async fn create(&self, shard: &Shard, start: Position) -> Result<(), BackendError> {
+        let checkpoint = Checkpoint::Start(start);
+        let lease = Lease { shard: shard.id.clone(), owner: None, counter: 0, checkpoint, wanted_by: None };
         self.inner
             .database
             .write(move |transaction| match find(transaction, &lease.shard)? {
@@ -38,7 +39,7 @@ impl Leases for LocalStore {
             .database
             .write(move |transaction| match find(transaction, &seen.shard)? {
                 Some(row) if row.counter == seen.counter => {
-                    let claimed = Lease { owner: Some(owner), counter: row.counter + 1, ..row };
+                    let claimed = Lease { owner: Some(owner), counter: row.counter + 1, wanted_by: None, ..row };
                     store(transaction, &claimed)?;
                     Ok(Some(claimed))
                 }
@@ -57,19 +58,13 @@ impl Leases for LocalStore {
                 let Some(row) = find(transaction, &seen.shard)?.filter(|row| owned_by(row, &seen.owner)) else {
                     return Ok(None);
                 };
-                let landed_before = row.counter == seen.counter + 1;
-                if row.counter != seen.counter && !landed_before {
-                    return Ok(None);
+                if row.counter == seen.counter {
+                    let renewed = Lease { counter: row.counter + 1, wanted_by: row.wanted_by, ..seen };
+                    store(transaction, &renewed)?;
+                    return Ok(Some(renewed));
                 }
-                if landed_before && row.checkpoint == seen.checkpoint {
-                    return Ok(Some(row));
-                }
-                // Also where an earlier try landed with an older checkpoint: since the owner is the same, no one else
-                // has written in between.
-                let checkpoint = later(row.checkpoint, seen.checkpoint);
-                let renewed = Lease { counter: row.counter + 1, checkpoint, ..seen };
-                store(transaction, &renewed)?;
-                Ok(Some(renewed))
+                let landed_before = row.counter == seen.counter + 1 && row.checkpoint == seen.checkpoint;
+                Ok(landed_before.then_some(row))
             })
             .await
     }
@@ -80,10 +75,54 @@ impl Leases for LocalStore {
             .database
             .write(move |transaction| match find(transaction, &seen.shard)? {
                 Some(row) if owned_by(&row, &seen.owner) => {
-                    let checkpoint = later(row.checkpoint, seen.checkpoint);
-                    store(transaction, &Lease { owner: None, counter: row.counter + 1, checkpoint, ..seen })
+                    store(transaction, &Lease { owner: None, counter: row.counter + 1, wanted_by: None, ..seen })
                 }
                 _ => Ok(()),
+            })
+            .await
+    }
+
+    async fn ask(&self, lease: &Lease, worker: &WorkerId) -> Result<(), BackendError> {
+        let (seen, worker) = (lease.clone(), worker.clone());
+        self.inner
+            .database
+            .write(move |transaction| match find(transaction, &seen.shard)? {
+                Some(row) if owned_by(&row, &seen.owner) => {
+                    store(transaction, &Lease { wanted_by: Some(worker), ..row })
+                }
+                _ => Ok(()),
+            })
+            .await
+    }
+
+    async fn reset(&self, lease: &Lease, checkpoint: Checkpoint) -> Result<Option<Lease>, BackendError> {
+        let seen = lease.clone();
+        self.inner
+            .database
+            .write(move |transaction| match find(transaction, &seen.shard)? {
+                Some(row) if row.counter == seen.counter => {
+                    let reset = Lease { owner: None, counter: row.counter + 1, checkpoint, wanted_by: None, ..row };
+                    store(transaction, &reset)?;
+                    Ok(Some(reset))
+                }
+                // An earlier try of this very call landed.
+                Some(row) if row.counter == seen.counter + 1 && row.owner.is_none() && row.checkpoint == checkpoint => {
+                    Ok(Some(row))
+                }
+                _ => Ok(None),
+            })
+            .await
+    }
+
+    async fn forget(&self, lease: &Lease) -> Result<(), BackendError> {
+        let (shard, counter) = (lease.shard.0.clone(), lease.counter.cast_signed());
+        self.inner
+            .database
+            .write(move |transaction| {
+                transaction
+                    .prepare_cached("DELETE FROM leases WHERE shard = ?1 AND counter = ?2")?
+                    .execute(params![shard, counter])
+                    .map(|_| ())
             })
             .await
     }
@@ -91,19 +130,6 @@ impl Leases for LocalStore {
 
 fn owned_by(row: &Lease, owner: &Option<WorkerId>) -> bool {
     owner.is_some() && row.owner == *owner
-}
-
-/// The one that is further on: a checkpoint never moves back.
-fn later(stored: Checkpoint, new: Checkpoint) -> Checkpoint {
-    match (&stored, &new) {
-        (Checkpoint::Settled { .. }, Checkpoint::Start(_)) => stored,
-        (Checkpoint::Settled { sequence_number: old, .. }, Checkpoint::Settled { sequence_number, .. })
-            if sequence_number < old =>
-        {
-            stored
-        }
-        _ => new,
-    }
 }
 
 fn find(transaction: &Transaction<'_>, shard: &ShardId) -> rusqlite::Result<Option<Lease>> {
@@ -117,15 +143,19 @@ fn store(transaction: &Transaction<'_>, lease: &Lease) -> rusqlite::Result<()> {
     let (checkpoint, sequence_number, arrived_at) = match &lease.checkpoint {
         Checkpoint::Start(Position::TrimHorizon) => ("trim_horizon", None, None),
         Checkpoint::Start(Position::AtTime(time)) => ("at_time", None, Some(*time)),
+        Checkpoint::Start(Position::At(number)) => ("at", Some(&number.0), None),
         Checkpoint::Start(Position::After(number)) => ("after", Some(&number.0), None),
         Checkpoint::Settled { sequence_number, arrived_at } => ("settled", Some(&sequence_number.0), Some(*arrived_at)),
+        Checkpoint::Rewound(time) => ("rewound", None, Some(*time)),
+        Checkpoint::Ended => ("ended", None, None),
     };
     let owner = lease.owner.as_ref().map(|owner| &owner.0);
+    let wanted_by = lease.wanted_by.as_ref().map(|worker| &worker.0);
     // Counters grow by one a write: they do not reach the sign bit.
     let counter = lease.counter.cast_signed();
     transaction
-        .prepare_cached(&format!("INSERT OR REPLACE INTO leases ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6)"))?
-        .execute(params![lease.shard.0, owner, counter, checkpoint, sequence_number, arrived_at])
+        .prepare_cached(&format!("INSERT OR REPLACE INTO leases ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)"))?
+        .execute(params![lease.shard.0, owner, counter, checkpoint, sequence_number, arrived_at, wanted_by])
         .map(|_| ())
 }
 
@@ -135,8 +165,11 @@ fn read_lease(row: &Row<'_>) -> rusqlite::Result<Lease> {
     let checkpoint = match kind.as_str() {
         "trim_horizon" => Checkpoint::Start(Position::TrimHorizon),
         "at_time" => Checkpoint::Start(Position::AtTime(row.get("arrived_at")?)),
+        "at" => Checkpoint::Start(Position::At(number()?)),
         "after" => Checkpoint::Start(Position::After(number()?)),
         "settled" => Checkpoint::Settled { sequence_number: number()?, arrived_at: row.get("arrived_at")? },
+        "rewound" => Checkpoint::Rewound(row.get("arrived_at")?),
+        "ended" => Checkpoint::Ended,
         _ => {
             let text = format!("unknown checkpoint {kind}").into();
             return Err(rusqlite::Error::FromSqlConversionFailure(3, Type::Text, text));
@@ -147,21 +180,6 @@ fn read_lease(row: &Row<'_>) -> rusqlite::Result<Lease> {
         owner: row.get::<_, Option<String>>("owner")?.map(WorkerId),
         counter: row.get::<_, i64>("counter")?.unsigned_abs(),
         checkpoint,
+        wanted_by: row.get::<_, Option<String>>("wanted_by")?.map(WorkerId),
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn keeps_the_later_checkpoint() {
-        let start = Checkpoint::Start(Position::TrimHorizon);
-        let settled =
-            |number: &str| Checkpoint::Settled { sequence_number: SequenceNumber(number.to_owned()), arrived_at: 1 };
-        assert_eq!(later(start.clone(), settled("1")), settled("1"));
-        assert_eq!(later(settled("1"), start), settled("1"));
-        assert_eq!(later(settled("9"), settled("10")), settled("10"));
-        assert_eq!(later(settled("10"), settled("9")), settled("10"));
-    }
 }

@@ -11,7 +11,7 @@ use crate::backend::BackendError;
 const APPLICATION_ID: i32 = 0x4d45_5452;
 
 /// The version of the tables below, in `user_version`.
-const VERSION: i32 = 1;
+const VERSION: i32 = 2;
 
 /// How long a call waits for another process's transaction.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -20,8 +20,8 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) const WAL_LIMIT_BYTES: u64 = 32 << 20;
 
 // `records_by_shard` holds (shard, position): SQLite appends the row id to every index.
-// A shard's checkpoint is one of: trim_horizon, at_time(arrived_at), after(sequence_number),
-// settled(sequence_number, arrived_at).
+// A shard's checkpoint is one of: trim_horizon, at_time(arrived_at), at(sequence_number), after(sequence_number),
+// settled(sequence_number, arrived_at), rewound(arrived_at), ended.
 // `receives` makes a receipt: it differs each time a letter is received.
 const TABLES: &str = "
     CREATE TABLE meta (shards INTEGER NOT NULL) STRICT;
@@ -39,7 +39,8 @@ const TABLES: &str = "
         counter INTEGER NOT NULL,
         checkpoint TEXT NOT NULL,
         sequence_number TEXT,
-        arrived_at INTEGER
+        arrived_at INTEGER,
+        wanted_by TEXT
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE dead_letters (
         id INTEGER PRIMARY KEY AUTOINCREMENT,

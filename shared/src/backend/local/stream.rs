@@ -1,18 +1,20 @@
 //! Publishing with group commit, and reading by shard.
 
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use md5::{Digest as _, Md5};
 use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
 use tokio::sync::oneshot;
 
 use super::database::to_backend_error;
 use super::{Inner, LocalStore, shard_id, shard_index};
-use crate::backend::{BackendError, NewRecord, Page, Position, Record, SequenceNumber, ShardId, ShardReader, Stream};
+use crate::backend::{
+    BackendError, NewRecord, Page, Position, Record, SequenceNumber, Shard, ShardId, ShardReader, Stream, hash,
+};
 use crate::clock::UnixMillis;
 
 /// How long a reader at the tip waits for this process to publish. Another process's records are found after it.
@@ -23,8 +25,10 @@ const GROUP_MAX_BYTES: u64 = 8 << 20;
 
 #[async_trait]
 impl Stream for LocalStore {
-    async fn shards(&self) -> Result<Vec<ShardId>, BackendError> {
-        Ok((0..self.inner.shards).map(shard_id).collect())
+    async fn shards(&self) -> Result<Vec<Shard>, BackendError> {
+        let shards = self.inner.shards;
+        let shard = |index| Shard { id: shard_id(index), parents: Vec::new(), hashes: hashes_of(index, shards) };
+        Ok((0..shards).map(shard).collect())
     }
 
     async fn reader(&self, shard: &ShardId, from: Position) -> Result<Box<dyn ShardReader>, BackendError> {
@@ -33,6 +37,7 @@ impl Stream for LocalStore {
         };
         let (after, not_before) = match from {
             Position::TrimHorizon => (0, UnixMillis::MIN),
+            Position::At(sequence_number) => (position_of(&sequence_number)? - 1, UnixMillis::MIN),
             Position::After(sequence_number) => (position_of(&sequence_number)?, UnixMillis::MIN),
             Position::AtTime(time) => {
                 let first = self.inner.database.read(move |tx| first_at_or_after(tx, index, time)).await?;
@@ -170,10 +175,27 @@ fn insert(
 
 /// The shard whose share of the 128-bit hash space holds the key's MD5, as in Kinesis.
 fn shard_of(partition_key: &str, shards: u32) -> u32 {
-    let hash = u128::from_be_bytes(Md5::digest(partition_key).into());
+    let hash = hash(partition_key);
     let (high, low) = (hash >> 64, hash & u128::from(u64::MAX));
     // hash * shards / 2^128, without overflow; less than `shards`, so it fits.
     ((high * u128::from(shards) + ((low * u128::from(shards)) >> 64)) >> 64) as u32
+}
+
+/// The hashes of the keys for which [`shard_of`] answers `index`.
+fn hashes_of(index: u32, shards: u32) -> RangeInclusive<u128> {
+    let last = if index + 1 == shards { u128::MAX } else { first_hash(index + 1, shards) - 1 };
+    first_hash(index, shards)..=last
+}
+
+/// index * 2^128 / shards, rounded up, without overflow.
+fn first_hash(index: u32, shards: u32) -> u128 {
+    if index == 0 {
+        return 0;
+    }
+    let (index, shards) = (u128::from(index), u128::from(shards));
+    // 2^128 - 1 = quotient * shards + remainder
+    let (quotient, remainder) = (u128::MAX / shards, u128::MAX % shards);
+    index * quotient + (index * (remainder + 1)).div_ceil(shards)
 }
 
 /// The time of a new record: never before the newest one's, so that arrival grows with position even where the wall
@@ -367,5 +389,15 @@ mod tests {
         // MD5("") = d41d8cd9..., MD5("a") = 0cc175b9...: in the last and the first quarter.
         assert_eq!((shard_of("", 4), shard_of("a", 4)), (3, 0));
         assert_eq!((shard_of("", 1), shard_of("", 16), shard_of("", 1024)), (0, 0xd, 0xd41d >> 6));
+        for shards in [1, 2, 3, 7, 16, 1000] {
+            for index in 0..shards {
+                let hashes = hashes_of(index, shards);
+                assert!(*hashes.start() == 0 || hashes_of(index - 1, shards).end() + 1 == *hashes.start());
+                assert!((index + 1 == shards) == (*hashes.end() == u128::MAX));
+            }
+            for key in ["", "a", "b", "tenant-1"] {
+                assert!(hashes_of(shard_of(key, shards), shards).contains(&hash(key)), "{key} of {shards}");
+            }
+        }
     }
 }
