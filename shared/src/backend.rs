@@ -8,6 +8,7 @@
 //!
 //! Every implementation keeps the obligations written here; the contract suite in `tests/it/contract.rs` checks them.
 
+pub mod aws;
 pub mod local;
 
 use std::fmt;

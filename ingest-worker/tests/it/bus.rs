@@ -11,7 +11,7 @@ use reqwest::header::CONTENT_TYPE;
 use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
 use shared::backend::local::{LocalOptions, LocalStore};
-use shared::backend::{BackendError, NewRecord, Position, Record, ShardId, ShardReader, Stream};
+use shared::backend::{BackendError, NewRecord, Position, Record, Shard, ShardId, ShardReader, Stream};
 use shared::clock::Clock;
 use tempfile::TempDir;
 
@@ -174,7 +174,7 @@ struct Refusing(fn(String) -> BackendError);
 
 #[async_trait]
 impl Stream for Refusing {
-    async fn shards(&self) -> Result<Vec<ShardId>, BackendError> {
+    async fn shards(&self) -> Result<Vec<Shard>, BackendError> {
         Err(self.0("nothing is stored".to_owned()))
     }
     async fn reader(&self, _: &ShardId, _: Position) -> Result<Box<dyn ShardReader>, BackendError> {

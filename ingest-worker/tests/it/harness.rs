@@ -164,6 +164,8 @@ impl World {
             let from = match lease.checkpoint.clone() {
                 Checkpoint::Start(position) => position,
                 Checkpoint::Settled { sequence_number, .. } => Position::After(sequence_number),
+                Checkpoint::Rewound(time) => Position::AtTime(time),
+                Checkpoint::Ended => continue,
             };
             if !self.store.reader(&lease.shard, from).await.unwrap().next(1).await.unwrap().records.is_empty() {
                 return false;

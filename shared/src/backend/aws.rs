@@ -1,0 +1,123 @@
+//! What the ends on AWS have in common: one configuration, and one reading of the SDKs' errors.
+//!
+//! Credentials, region, endpoints and retries come from where every AWS SDK takes them: environment variables
+//! (`AWS_REGION`, `AWS_PROFILE`, `AWS_ENDPOINT_URL`, `AWS_ENDPOINT_URL_KINESIS`, `AWS_USE_FIPS_ENDPOINT`,
+//! `AWS_MAX_ATTEMPTS`, ...), the profile files, SSO, web identity, and the container's or machine's metadata service.
+
+use std::error::Error;
+use std::time::Duration;
+
+use aws_config::timeout::TimeoutConfig;
+use aws_config::{BehaviorVersion, SdkConfig};
+use aws_sdk_kinesis::error::{ProvideErrorMetadata, SdkError};
+use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
+
+use super::BackendError;
+
+/// An attempt that has no answer after this long is made again.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Codes of errors that the same call will meet again until somebody changes something.
+/// Source: the common errors of the AWS APIs, and those of the four services used here.
+const MISCONFIGURED: &[&str] = &[
+    "AccessDenied",
+    "AccessDeniedException",
+    "InvalidAddress",
+    "InvalidArgumentException",
+    "InvalidClientTokenId",
+    "InvalidParameterException",
+    "InvalidParameterValue",
+    "InvalidSignatureException",
+    "IncompleteSignature",
+    "MissingAuthenticationToken",
+    "MissingAuthenticationTokenException",
+    "NotAuthorized",
+    "OptInRequired",
+    "ResourceNotFoundException",
+    "AWS.SimpleQueueService.NonExistentQueue",
+    "QueueDoesNotExist",
+    "SignatureDoesNotMatch",
+    "UnrecognizedClientException",
+    "UnsupportedOperation",
+    "UnsupportedOperationException",
+    "ValidationError",
+    "ValidationException",
+];
+
+/// Reads the configuration that all clients share.
+///
+/// # Errors
+/// [`BackendError::Misconfigured`] when no region is known.
+pub async fn configuration() -> Result<SdkConfig, BackendError> {
+    let http = aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
+    let timeouts =
+        TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).operation_attempt_timeout(ATTEMPT_TIMEOUT).build();
+    let loader = aws_config::defaults(BehaviorVersion::v2026_01_12()).http_client(http).timeout_config(timeouts);
+    let configuration = loader.load().await;
+    match configuration.region() {
+        Some(_) => Ok(configuration),
+        None => {
+            Err(BackendError::Misconfigured("no AWS region: set AWS_REGION, or a region in the AWS profile".to_owned()))
+        }
+    }
+}
+
+/// The error of an AWS call, with what was attempted and, where there is one, the service's own message.
+pub fn error<E, R>(attempt: &str, error: &SdkError<E, R>) -> BackendError
+where
+    E: ProvideErrorMetadata + Error + 'static,
+    R: std::fmt::Debug + 'static,
+{
+    match (error.code(), error) {
+        (Some(code), SdkError::ServiceError(_)) => {
+            let text = format!("{attempt}: {code}: {}", error.message().unwrap_or("no message"));
+            if MISCONFIGURED.contains(&code) {
+                BackendError::Misconfigured(text)
+            } else {
+                BackendError::Unavailable(text)
+            }
+        }
+        // The chain of causes says which credentials were looked for, or which address did not answer.
+        _ => {
+            let text = format!("{attempt}: {}", causes(error));
+            if is_about_credentials(error) {
+                BackendError::Misconfigured(text)
+            } else {
+                BackendError::Unavailable(text)
+            }
+        }
+    }
+}
+
+/// The error and its causes, in one line.
+fn causes(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        // Wrappers often say what they wrap.
+        if !text.ends_with(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// No credentials at all is a mistake of the settings; a provider that does not answer is an outage.
+fn is_about_credentials(error: &(dyn Error + 'static)) -> bool {
+    use aws_credential_types::provider::error::CredentialsError;
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<CredentialsError>() {
+            return matches!(
+                error,
+                CredentialsError::CredentialsNotLoaded(_) | CredentialsError::InvalidConfiguration(_)
+            );
+        }
+        cause = error.source();
+    }
+    false
+}
