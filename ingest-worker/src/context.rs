@@ -16,6 +16,7 @@ use crate::batch::BatchLimits;
 use crate::dedup::KeyBudget;
 use crate::lease::Fence;
 use crate::limiter::Limiter;
+use crate::lineage::Lineage;
 use crate::meters::MeterBudget;
 use crate::reader::Buffer;
 use crate::submit::BodyLimit;
@@ -24,6 +25,8 @@ use crate::submit::BodyLimit;
 pub struct ShardContext {
     /// The shard.
     pub id: ShardId,
+    /// Where it came from.
+    pub lineage: Lineage,
     /// While it stands, this worker may act for the shard.
     pub fence: Fence,
     /// What all shards of the worker share.
@@ -87,9 +90,10 @@ impl std::ops::Deref for ShardContext {
 impl ShardContext {
     /// The context of one shard.
     #[must_use]
-    pub fn new(id: ShardId, fence: Fence, common: Arc<Common>) -> Self {
+    pub fn new(lineage: Lineage, fence: Fence, common: Arc<Common>) -> Self {
         Self {
-            id,
+            id: lineage.id.clone(),
+            lineage,
             fence,
             common,
             unsettled: AtomicUsize::new(0),

@@ -6,11 +6,15 @@ use std::time::Duration;
 use shared::backend::{Checkpoint, Lease, Leases};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 /// How long before the failover time the fence falls, at most a fifth of it. Source: the design of the KCL's leases.
 const FENCE_MARGIN: Duration = Duration::from_secs(2);
-/// Checkpoints are written at most this often.
-const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
+/// A row is written this often where nothing is settled, as the KCL does.
+const RENEWALS_PER_FAILOVER: u32 = 3;
+/// And this often where something is. What was delivered since the last checkpoint is sent again after a crash, but
+/// every write of the table costs.
+const CHECKPOINTS_PER_FAILOVER: u32 = 5;
 const RETRY_DELAY: Duration = Duration::from_millis(200);
 /// How long the release of a lease may take.
 pub const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -58,28 +62,32 @@ pub struct Keeper {
     renewed_at: Instant,
     fence: watch::Sender<Instant>,
     checkpoint: watch::Receiver<Checkpoint>,
+    hand_over: CancellationToken,
 }
 
 impl Keeper {
-    /// A keeper for a lease whose claim began at `claimed_at`, its fence, and where to put checkpoints.
+    /// A keeper for a lease whose claim began at `claimed_at`, its fence, and where to put checkpoints. `hand_over` is
+    /// cancelled when another worker asks for the lease.
     #[must_use]
     pub fn new(
         leases: Arc<dyn Leases>,
         lease: Lease,
         claimed_at: Instant,
         failover: Duration,
+        hand_over: CancellationToken,
     ) -> (Self, Fence, watch::Sender<Checkpoint>) {
         let (checkpoint, checkpoints) = watch::channel(lease.checkpoint.clone());
         let (fence, fence_receiver) = watch::channel(fence_after(claimed_at, failover));
-        let keeper = Self { leases, lease, failover, renewed_at: claimed_at, fence, checkpoint: checkpoints };
+        let keeper =
+            Self { leases, lease, failover, renewed_at: claimed_at, fence, checkpoint: checkpoints, hand_over };
         (keeper, Fence(fence_receiver), checkpoint)
     }
 
     /// Renews the lease and writes checkpoints until the lease is lost.
     pub async fn keep(&mut self) {
         loop {
-            let renew_at = self.renewed_at + self.failover / 3;
-            let checkpoint_at = self.renewed_at + CHECKPOINT_INTERVAL.min(self.failover / 10);
+            let renew_at = self.renewed_at + self.failover / RENEWALS_PER_FAILOVER;
+            let checkpoint_at = self.renewed_at + self.failover / CHECKPOINTS_PER_FAILOVER;
             tokio::select! {
                 () = sleep_until(renew_at) => {}
                 Ok(()) = self.checkpoint.changed() => sleep_until(checkpoint_at).await,
@@ -101,6 +109,12 @@ impl Keeper {
             match timeout_at(deadline, self.leases.renew(&wanted)).await {
                 Ok(Ok(Some(row))) => {
                     count_checkpoint("ok");
+                    if let Some(worker) = &row.wanted_by
+                        && !self.hand_over.is_cancelled()
+                    {
+                        tracing::info!(shard = %row.shard, %worker, "handing the lease over, to share the load");
+                        self.hand_over.cancel();
+                    }
                     self.lease = row;
                     self.renewed_at = started;
                     self.fence.send_replace(fence_after(started, self.failover));
@@ -124,8 +138,18 @@ impl Keeper {
     }
 
     /// Gives the lease up with its newest checkpoint, so that another worker can take it at once.
-    pub async fn release(mut self) {
-        self.lease.checkpoint = self.checkpoint.borrow_and_update().clone();
+    pub async fn release(self) {
+        let checkpoint = self.checkpoint.borrow().clone();
+        self.give_up(checkpoint).await;
+    }
+
+    /// Gives the lease up for good: all records of its shard are settled, and there will be no more.
+    pub async fn end(self) {
+        self.give_up(Checkpoint::Ended).await;
+    }
+
+    async fn give_up(mut self, checkpoint: Checkpoint) {
+        self.lease.checkpoint = checkpoint;
         let result = timeout(RELEASE_TIMEOUT, self.leases.release(&self.lease)).await;
         if !matches!(result, Ok(Ok(()))) {
             tracing::warn!(shard = %self.lease.shard, "the lease could not be released; it will expire");

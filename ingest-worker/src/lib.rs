@@ -5,6 +5,7 @@
 
 pub mod app;
 pub mod backoff;
+pub mod balance;
 pub mod batch;
 pub mod bus;
 pub mod config;
@@ -12,6 +13,7 @@ pub mod context;
 pub mod dedup;
 pub mod lease;
 pub mod limiter;
+pub mod lineage;
 pub mod meters;
 pub mod metrics;
 pub mod reader;

@@ -1,9 +1,11 @@
 //! Reads one shard ahead of its task, inside the worker's memory budget.
 
+use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
-use shared::backend::{Page, Position, ShardId, ShardReader, Stream};
+use shared::backend::{BackendError, Page, Position, ShardId, ShardReader, Stream};
+use shared::clock::{UnixMillis, millis};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::sleep;
 use tokio_util::task::AbortOnDropHandle;
@@ -50,6 +52,30 @@ pub struct BufferedPage {
     pub page: Page,
     /// Returned to the budget when the last holder drops it.
     pub memory: Arc<OwnedSemaphorePermit>,
+    /// Its records are an ancestor's: they were settled before the shard began.
+    pub is_of_ancestor: bool,
+}
+
+/// What to read for a shard.
+#[derive(Clone, Debug)]
+pub struct Reading {
+    /// The shard.
+    pub shard: ShardId,
+    /// Where to begin in it.
+    pub from: Position,
+    /// The shards it continues, oldest first: their last records belong to its dedup window.
+    pub ancestors: Vec<ShardId>,
+    /// Where to begin in them.
+    pub ancestors_since: Since,
+}
+
+/// A time from which on records belong to a dedup window.
+#[derive(Clone, Copy, Debug)]
+pub enum Since {
+    /// This time.
+    Time(UnixMillis),
+    /// This long before the arrival of the shard's own first record.
+    BeforeFirst(Duration),
 }
 
 /// The reading side of a shard; reading stops when it is dropped.
@@ -59,11 +85,12 @@ pub struct Pages {
 }
 
 impl Pages {
-    /// Starts to read `shard` at `from`.
+    /// Starts to read.
     #[must_use]
-    pub fn start(stream: Arc<dyn Stream>, shard: ShardId, from: Position, buffer: Buffer) -> Self {
+    pub fn start(stream: Arc<dyn Stream>, reading: Reading, buffer: Buffer) -> Self {
         let (sender, receiver) = mpsc::channel(1);
-        let task = tokio::spawn(async move { read(&*stream, &shard, from, &buffer, sender).await });
+        let reader = Reader { stream, buffer, pages: sender, backoff: Backoff::default() };
+        let task = tokio::spawn(async move { reader.run(reading).await });
         Self { receiver, _task: AbortOnDropHandle::new(task) }
     }
 
@@ -73,44 +100,97 @@ impl Pages {
     }
 }
 
-async fn read(
-    stream: &dyn Stream,
-    shard: &ShardId,
-    from: Position,
-    buffer: &Buffer,
+struct Reader {
+    stream: Arc<dyn Stream>,
+    buffer: Buffer,
     pages: mpsc::Sender<BufferedPage>,
-) {
-    let mut reader = open(stream, shard, from).await;
-    let mut backoff = Backoff::default();
-    while let Some(mut memory) = buffer.reserve().await {
-        let page = match reader.next(buffer.page_bytes).await {
-            Ok(page) => page,
-            Err(error) => {
-                tracing::warn!(%shard, %error, "the stream could not be read; trying again");
-                drop(memory);
-                sleep(backoff.next_delay().max(Duration::from_millis(50))).await;
-                continue;
-            }
-        };
-        backoff = Backoff::default();
-        let cost: usize = page.records.iter().map(|record| COST_FACTOR * record.data.len() + COST_PER_RECORD).sum();
-        let surplus = memory.num_permits().saturating_sub(cost.div_ceil(UNIT));
-        drop(memory.split(surplus));
-        if pages.send(BufferedPage { page, memory: Arc::new(memory) }).await.is_err() {
-            return;
-        }
-    }
+    backoff: Backoff,
 }
 
-async fn open(stream: &dyn Stream, shard: &ShardId, from: Position) -> Box<dyn ShardReader> {
-    let mut backoff = Backoff::default();
-    loop {
-        match stream.reader(shard, from.clone()).await {
-            Ok(reader) => return reader,
-            Err(error) => {
-                tracing::warn!(%shard, %error, "the shard could not be opened; trying again");
-                sleep(backoff.next_delay()).await;
+impl Reader {
+    /// Ends when the shard ends, or when nobody wants its pages any more.
+    async fn run(mut self, reading: Reading) {
+        let Reading { shard, from, mut ancestors, ancestors_since } = reading;
+        if let Since::Time(time) = ancestors_since {
+            self.read_ancestors(mem::take(&mut ancestors), time).await;
+        }
+        let mut reader = None;
+        while let Some(page) = self.read(&shard, &from, &mut reader).await {
+            if let (Some(first), Since::BeforeFirst(reach), false) =
+                (page.page.records.first(), ancestors_since, ancestors.is_empty())
+            {
+                let since = first.arrived_at - millis(reach);
+                // Read again later: were its memory held, shards that all wait for some more could wait for ever.
+                drop(page);
+                reader = None;
+                self.read_ancestors(mem::take(&mut ancestors), since).await;
+                continue;
+            }
+            let is_end = page.page.is_end;
+            if self.pages.send(page).await.is_err() || is_end {
+                // Held open: a closed channel would mean that reading failed.
+                return self.pages.closed().await;
             }
         }
+    }
+
+    async fn read_ancestors(&mut self, ancestors: Vec<ShardId>, since: UnixMillis) {
+        for ancestor in ancestors {
+            let from = Position::AtTime(since);
+            let mut reader = None;
+            while let Some(mut page) = self.read(&ancestor, &from, &mut reader).await {
+                let is_end = page.page.is_end || (page.page.records.is_empty() && page.page.millis_behind_latest == 0);
+                page.page.is_end = false;
+                page.is_of_ancestor = true;
+                if self.pages.send(page).await.is_err() || is_end {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// The next page of a shard, opened first where there is no reader yet. Errors are retried; a shard that is gone has
+    /// ended.
+    async fn read(
+        &mut self,
+        shard: &ShardId,
+        from: &Position,
+        reader: &mut Option<Box<dyn ShardReader>>,
+    ) -> Option<BufferedPage> {
+        loop {
+            let mut memory = self.buffer.reserve().await?;
+            let page = match self.try_read(shard, from, reader).await {
+                Ok(page) => page,
+                Err(BackendError::Gone(error)) => {
+                    tracing::error!(%shard, error, "the stream has forgotten the shard: what was unread in it is lost");
+                    metrics::counter!("ingest_shards_gone_total").increment(1);
+                    Page { is_end: true, ..Page::default() }
+                }
+                Err(error) => {
+                    tracing::warn!(%shard, %error, "the stream could not be read; trying again");
+                    drop(memory);
+                    sleep(self.backoff.next_delay().max(Duration::from_millis(50))).await;
+                    continue;
+                }
+            };
+            self.backoff = Backoff::default();
+            let cost: usize = page.records.iter().map(|record| COST_FACTOR * record.data.len() + COST_PER_RECORD).sum();
+            let surplus = memory.num_permits().saturating_sub(cost.div_ceil(UNIT));
+            drop(memory.split(surplus));
+            return Some(BufferedPage { page, memory: Arc::new(memory), is_of_ancestor: false });
+        }
+    }
+
+    async fn try_read(
+        &self,
+        shard: &ShardId,
+        from: &Position,
+        reader: &mut Option<Box<dyn ShardReader>>,
+    ) -> Result<Page, BackendError> {
+        let reader = match reader {
+            Some(reader) => reader,
+            None => reader.insert(self.stream.reader(shard, from.clone()).await?),
+        };
+        reader.next(self.buffer.page_bytes).await
     }
 }

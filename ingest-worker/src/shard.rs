@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use futures_util::stream::FuturesOrdered;
 use futures_util::{FutureExt as _, StreamExt as _};
-use shared::backend::{Checkpoint, Position, Record, SequenceNumber};
+use shared::backend::{Checkpoint, Position, Record, SequenceNumber, hash};
 use shared::clock::{UnixMillis, millis};
 use shared::event;
 use shared::reason::Reason;
@@ -22,19 +22,39 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::batch::{Batch, Batcher, Pushed};
 use crate::context::ShardContext;
 use crate::dedup::{Seen, Window};
-use crate::reader::{BufferedPage, Pages};
+use crate::reader::{BufferedPage, Pages, Reading, Since};
 use crate::submit::{Settled, settle};
 
 /// Arrival times are approximate on Kinesis: the rebuild of the dedup window reaches back this much further.
 pub const REBUILD_SLACK: Duration = Duration::from_secs(30);
 const TICK: Duration = Duration::from_secs(1);
 
-/// Runs the shard until the fence falls, or until `stop` asks for a drain and the drain is over.
+/// Why a shard's task is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The fence fell, a drain was asked for, or something failed: another owner goes on from the checkpoint.
+    GivenUp,
+    /// The shard was split or merged, and all its records are settled.
+    Ended,
+}
+
+/// Runs the shard until it ends, until the fence falls, or until `stop` asks for a drain and the drain is over.
 ///
 /// `checkpoint` receives every settled position, in stream order.
-pub async fn run(shard: Arc<ShardContext>, checkpoint: &watch::Sender<Checkpoint>, stop: CancellationToken) {
+pub async fn run(shard: Arc<ShardContext>, checkpoint: &watch::Sender<Checkpoint>, stop: CancellationToken) -> Outcome {
+    let start = checkpoint.borrow().clone();
+    let pages = Pages::start(Arc::clone(&shard.stream), reading(&shard, &start), shard.buffer.clone());
+    run_on(pages, shard, checkpoint, stop).await
+}
+
+/// As [`run`], on pages that come from elsewhere.
+pub async fn run_on(
+    mut pages: Pages,
+    shard: Arc<ShardContext>,
+    checkpoint: &watch::Sender<Checkpoint>,
+    stop: CancellationToken,
+) -> Outcome {
     let mut path = Path::new(Arc::clone(&shard), &checkpoint.borrow().clone());
-    let mut pages = Pages::start(Arc::clone(&shard.stream), shard.id.clone(), path.read_from(), shard.buffer.clone());
     let mut in_flight = FuturesOrdered::new();
     // Once polled it may hold the head of the limiter's queue, so the loop must go on polling it: a batch that is due and
     // needs a permit stays so until it is taken, and the room for it is not taken back.
@@ -80,7 +100,7 @@ pub async fn run(shard: Arc<ShardContext>, checkpoint: &watch::Sender<Checkpoint
                 in_flight.push_back(AbortOnDropHandle::new(submit));
                 is_evidence_due = false;
             }
-            page = pages.next(), if !path.batcher.is_full() && drain_until.is_none() => match page {
+            page = pages.next(), if !path.batcher.is_full() && drain_until.is_none() && !path.is_ended => match page {
                 Some(page) => path.take_page(page),
                 None => {
                     tracing::error!(shard = %shard.id, "the reader failed: the shard is given up and read again");
@@ -93,8 +113,11 @@ pub async fn run(shard: Arc<ShardContext>, checkpoint: &watch::Sender<Checkpoint
                 is_evidence_due |= shard.wants_evidence();
             }
         }
+        let is_done = in_flight.is_empty() && path.batcher.due_at().is_none();
+        if path.is_ended && is_done {
+            return Outcome::Ended;
+        }
         if let Some(until) = drain_until {
-            let is_done = in_flight.is_empty() && path.batcher.due_at().is_none();
             let unsettled = shard.unsettled();
             let is_stuck = shard.limiter.is_blocked() || (unsettled > 0 && shard.waiting() == unsettled);
             if is_done || is_stuck || Instant::now() >= until {
@@ -106,6 +129,29 @@ pub async fn run(shard: Arc<ShardContext>, checkpoint: &watch::Sender<Checkpoint
     while let Some(Some(Ok(settled))) = in_flight.next().now_or_never() {
         path.settled(settled, checkpoint);
     }
+    Outcome::GivenUp
+}
+
+/// What to read for the shard: its dedup window's share of what was settled before, and what follows.
+fn reading(shard: &ShardContext, checkpoint: &Checkpoint) -> Reading {
+    let reach = shard.dedup_window + REBUILD_SLACK;
+    let (from, ancestors_since) = match checkpoint {
+        Checkpoint::Settled { arrived_at: time, .. } | Checkpoint::Rewound(time) => {
+            let since = time - millis(reach);
+            (Position::AtTime(since), Since::Time(since))
+        }
+        Checkpoint::Start(position) => (position.clone(), Since::BeforeFirst(reach)),
+        Checkpoint::Ended => (Position::TrimHorizon, Since::BeforeFirst(reach)),
+    };
+    Reading { shard: shard.id.clone(), from, ancestors: shard.lineage.ancestors.clone(), ancestors_since }
+}
+
+/// What an earlier owner has settled: it only fills the window.
+enum Rebuild {
+    /// Everything up to this record.
+    Through(SequenceNumber),
+    /// Everything before the first record that arrived at this time or later.
+    Until(UnixMillis),
 }
 
 /// The state of the path; nothing in it waits.
@@ -113,9 +159,9 @@ struct Path {
     shard: Arc<ShardContext>,
     window: Window,
     batcher: Batcher,
-    /// Records up to here were settled by an earlier owner: they only fill the window.
-    rebuild_until: Option<SequenceNumber>,
-    rebuild_from: Position,
+    rebuild: Option<Rebuild>,
+    /// The shard's last page was taken.
+    is_ended: bool,
     started: Instant,
     read: u64,
     settled: u64,
@@ -125,20 +171,16 @@ struct Path {
 
 impl Path {
     fn new(shard: Arc<ShardContext>, checkpoint: &Checkpoint) -> Self {
-        let reach = millis(shard.dedup_window + REBUILD_SLACK);
-        let (rebuild_from, rebuild_until) = match checkpoint {
-            Checkpoint::Start(position) => (position.clone(), None),
-            Checkpoint::Settled { sequence_number, arrived_at } => {
-                (Position::AtTime(arrived_at - reach), Some(sequence_number.clone()))
-            }
-            Checkpoint::Rewound(time) => (Position::AtTime(*time), None),
-            Checkpoint::Ended => (Position::TrimHorizon, None),
+        let rebuild = match checkpoint {
+            Checkpoint::Settled { sequence_number, .. } => Some(Rebuild::Through(sequence_number.clone())),
+            Checkpoint::Rewound(time) => Some(Rebuild::Until(*time)),
+            Checkpoint::Start(_) | Checkpoint::Ended => None,
         };
         Self {
             window: Window::new(shard.dedup_window, Arc::clone(&shard.dedup_keys)),
             batcher: Batcher::new(shard.batch),
-            rebuild_until,
-            rebuild_from,
+            rebuild,
+            is_ended: false,
             started: Instant::now(),
             read: 0,
             settled: 0,
@@ -148,19 +190,23 @@ impl Path {
         }
     }
 
-    fn read_from(&self) -> Position {
-        self.rebuild_from.clone()
-    }
-
     fn take_page(&mut self, page: BufferedPage) {
-        let BufferedPage { page, memory } = page;
+        let BufferedPage { page, memory, is_of_ancestor } = page;
+        if is_of_ancestor {
+            for record in page.records {
+                if self.shard.lineage.hashes.contains(&hash(&record.partition_key)) {
+                    self.remember(&record);
+                }
+            }
+            return;
+        }
         self.millis_behind_latest = page.millis_behind_latest;
         if page.records.is_empty() && page.millis_behind_latest == 0 {
             self.end_rebuild();
         }
         let mut read = 0;
         for record in page.records {
-            if self.rebuild_until.as_ref().is_some_and(|until| record.sequence_number <= *until) {
+            if self.is_settled_before(&record) {
                 self.remember(&record);
                 continue;
             }
@@ -171,6 +217,18 @@ impl Path {
         }
         self.read += read;
         metrics::counter!("ingest_records_read_total").increment(read);
+        if page.is_end {
+            self.is_ended = true;
+            self.batcher.drain();
+        }
+    }
+
+    fn is_settled_before(&self, record: &Record) -> bool {
+        match &self.rebuild {
+            Some(Rebuild::Through(last)) => record.sequence_number <= *last,
+            Some(Rebuild::Until(time)) => record.arrived_at < *time,
+            None => false,
+        }
     }
 
     /// Puts the record where it belongs; answers what of it is to be delivered.
@@ -204,7 +262,7 @@ impl Path {
         None
     }
 
-    /// Rebuild: the record was settled by an earlier owner of the shard.
+    /// Rebuild: the record was settled by an earlier owner of the shard, or of its parents.
     fn remember(&mut self, record: &Record) {
         if let Ok(event) = event::parse(record, &self.shard.id, &self.shard.rules) {
             self.window.insert(&event, record.arrived_at);
@@ -214,7 +272,7 @@ impl Path {
     }
 
     fn end_rebuild(&mut self) {
-        if self.rebuild_until.take().is_some() {
+        if self.rebuild.take().is_some() {
             let took = self.started.elapsed();
             metrics::histogram!("ingest_dedup_rebuild_seconds").record(took.as_secs_f64());
             tracing::info!(shard = %self.shard.id, keys = self.window.len(), ?took, "dedup window rebuilt");

@@ -1,6 +1,6 @@
 //! Finds shards, takes their leases, and runs a task for each until it is told to stop.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,9 +10,11 @@ use tokio::task::{self, JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
+use crate::balance::Balancer;
 use crate::context::{Common, ShardContext};
 use crate::lease::Keeper;
-use crate::shard;
+use crate::lineage;
+use crate::shard::{self, Outcome};
 
 /// One ingest worker.
 pub struct Worker {
@@ -30,15 +32,10 @@ pub struct Worker {
     pub ready: Ready,
 }
 
-/// A lease row as it was last seen to change, by this worker's own clock.
-struct Observed {
-    counter: u64,
-    since: Instant,
-}
-
-#[derive(Default)]
 struct Scan {
-    observed: HashMap<ShardId, Observed>,
+    balancer: Balancer,
+    /// The rows as they were last seen, should one of them be deleted under its owner.
+    checkpoints: HashMap<ShardId, Checkpoint>,
     held: HashMap<task::Id, ShardId>,
     tasks: JoinSet<()>,
 }
@@ -47,7 +44,12 @@ impl Worker {
     /// Works until `stop`, then drains: settles what is in flight, within the drain time of the settings, and gives all
     /// leases up. Dropping the future ends everything at once, as a crash would.
     pub async fn run(self, stop: CancellationToken) {
-        let mut scan = Scan::default();
+        let mut scan = Scan {
+            balancer: Balancer::new(self.common.worker.clone(), self.failover, self.is_alone),
+            checkpoints: HashMap::new(),
+            held: HashMap::new(),
+            tasks: JoinSet::new(),
+        };
         let mut scans = interval((self.failover / 5).clamp(Duration::from_millis(100), Duration::from_secs(2)));
         scans.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut key = self.common.keys.subscribe();
@@ -71,76 +73,87 @@ impl Worker {
         }
     }
 
-    /// Creates missing leases, and takes those that are free or expired.
+    /// Creates missing leases, forgets those of shards long gone, and takes or asks for what is this worker's share.
     async fn scan(&self, scan: &mut Scan, stop: &CancellationToken) -> Result<(), BackendError> {
         let mut leases = self.leases.list().await?;
         let shards = self.common.stream.shards().await?;
-        let known: HashSet<&ShardId> = leases.iter().map(|lease| &lease.shard).collect();
-        let missing: Vec<Shard> = shards.iter().filter(|shard| !known.contains(&shard.id)).cloned().collect();
-        for shard in &missing {
-            self.leases.create(shard, self.initial_position.clone()).await?;
-        }
-        if !missing.is_empty() {
+        if self.create_missing(scan, &leases, &shards).await? {
             leases = self.leases.list().await?;
         }
-        let total = leases.len();
-        for lease in leases {
-            if scan.held.values().any(|held| *held == lease.shard) || !self.is_claimable(scan, &lease) {
-                continue;
-            }
+        scan.checkpoints.clear();
+        scan.checkpoints.extend(leases.iter().map(|lease| (lease.shard.clone(), lease.checkpoint.clone())));
+        for lease in leases.iter().filter(|lease| lineage::is_forgotten(lease, &shards)) {
+            self.leases.forget(lease).await?;
+        }
+
+        let held: BTreeSet<ShardId> = scan.held.values().cloned().collect();
+        let plan = scan.balancer.plan(&leases, &shards, &held);
+        for lease in plan.claim {
             let claimed_at = Instant::now();
+            let event = if lease.wanted_by.as_ref() == Some(&self.common.worker) { "stolen" } else { "taken" };
             if let Some(lease) = self.leases.claim(&lease, &self.common.worker).await? {
-                lease_event("taken");
+                lease_event(event);
                 let shard = lease.shard.clone();
-                let task = scan.tasks.spawn(self.shard_task(lease, claimed_at, stop.clone()));
+                let task = scan.tasks.spawn(self.shard_task(lease, &shards, claimed_at, stop.child_token()));
                 scan.held.insert(task.id(), shard);
             }
         }
-        self.common.limiter.set_share(scan.held.len(), total);
+        if let Some(lease) = plan.ask {
+            tracing::info!(shard = %lease.shard, owner = ?lease.owner, "asking for a lease, to share the load");
+            self.leases.ask(&lease, &self.common.worker).await?;
+        }
+        self.common.limiter.set_share(scan.held.len(), plan.open);
         Ok(())
     }
 
-    /// A lease is free when nobody owns it, and expired when its row has not changed for the failover time. A row seen
-    /// for the first time counts as fresh: only this worker's own observation proves that it stands still.
-    fn is_claimable(&self, scan: &mut Scan, lease: &Lease) -> bool {
-        if lease.owner.is_none() || self.is_alone {
-            return true;
+    /// Makes a row for every shard that has none; answers whether there were any.
+    async fn create_missing(&self, scan: &Scan, leases: &[Lease], shards: &[Shard]) -> Result<bool, BackendError> {
+        let missing = lineage::missing(leases, shards);
+        for shard in &missing {
+            let checkpoint = match scan.checkpoints.get(&shard.id) {
+                Some(last) => {
+                    tracing::error!(shard = %shard.id, "its lease row was deleted: made anew, with its last checkpoint");
+                    last.clone()
+                }
+                None => Checkpoint::Start(lineage::start_of(shard, leases, shards, &self.initial_position)),
+            };
+            self.leases.create(shard, checkpoint).await?;
         }
-        let seen = scan.observed.entry(lease.shard.clone()).or_insert(Observed { counter: 0, since: Instant::now() });
-        if seen.counter != lease.counter {
-            *seen = Observed { counter: lease.counter, since: Instant::now() };
-        }
-        seen.since.elapsed() >= self.failover
+        Ok(!missing.is_empty())
     }
 
     fn shard_task(
         &self,
         lease: Lease,
+        shards: &[Shard],
         claimed_at: Instant,
         stop: CancellationToken,
     ) -> impl Future<Output = ()> + Send + 'static {
         let shard = lease.shard.clone();
-        let resumes_at = match &lease.checkpoint {
-            Checkpoint::Start(position) => format!("{position:?}"),
-            Checkpoint::Settled { sequence_number, .. } => format!("after {sequence_number}"),
-            Checkpoint::Rewound(time) => format!("at {time}"),
-            Checkpoint::Ended => "end".to_owned(),
-        };
-        tracing::info!(%shard, resumes_at, "lease taken");
-        let (mut keeper, fence, checkpoint) = Keeper::new(Arc::clone(&self.leases), lease, claimed_at, self.failover);
-        let context = Arc::new(ShardContext::new(shard.clone(), fence, Arc::clone(&self.common)));
+        tracing::info!(%shard, checkpoint = ?lease.checkpoint, "lease taken");
+        let lineage = lineage::of(&shard, shards);
+        let leases = Arc::clone(&self.leases);
+        let (mut keeper, fence, checkpoint) =
+            Keeper::new(Arc::clone(&leases), lease, claimed_at, self.failover, stop.clone());
+        let context = Arc::new(ShardContext::new(lineage, fence, Arc::clone(&self.common)));
         async move {
-            let is_lost = tokio::select! {
+            let outcome = tokio::select! {
                 biased;
-                () = keeper.keep() => true,
-                () = shard::run(context, &checkpoint, stop) => false,
+                () = keeper.keep() => None,
+                outcome = work(context, &*leases, &checkpoint, stop) => Some(outcome),
             };
-            if is_lost {
-                lease_event("lost");
-            } else {
-                keeper.release().await;
-                lease_event("released");
-                tracing::info!(%shard, "lease released");
+            match outcome {
+                None => lease_event("lost"),
+                Some(Outcome::GivenUp) => {
+                    keeper.release().await;
+                    lease_event("released");
+                    tracing::info!(%shard, "lease released");
+                }
+                Some(Outcome::Ended) => {
+                    keeper.end().await;
+                    lease_event("released");
+                    tracing::info!(%shard, "the shard has ended, and all its records are settled");
+                }
             }
         }
     }
@@ -153,9 +166,7 @@ impl Worker {
                 error.id()
             }
         };
-        if let Some(shard) = scan.held.remove(&id) {
-            scan.observed.remove(&shard);
-        }
+        scan.held.remove(&id);
         metrics::gauge!("ingest_leases_held").set(scan.held.len() as f64);
     }
 
@@ -168,6 +179,24 @@ impl Worker {
         metrics::gauge!("ingest_ready").set(f64::from(u8::from(ready)));
         metrics::gauge!("ingest_concurrency_limit").set(self.common.limiter.concurrency());
         metrics::gauge!("ingest_leases_held").set(scan.held.len() as f64);
+    }
+}
+
+/// Runs the shard; where it ended, its children have leases before its own lease says so.
+async fn work(
+    shard: Arc<ShardContext>,
+    leases: &dyn Leases,
+    checkpoint: &tokio::sync::watch::Sender<Checkpoint>,
+    stop: CancellationToken,
+) -> Outcome {
+    let outcome = shard::run(Arc::clone(&shard), checkpoint, stop.clone()).await;
+    if outcome == Outcome::GivenUp {
+        return outcome;
+    }
+    match stop.run_until_cancelled(lineage::create_children(&shard.id, &*shard.stream, leases)).await {
+        Some(()) => Outcome::Ended,
+        // The next owner finds the end again.
+        None => Outcome::GivenUp,
     }
 }
 

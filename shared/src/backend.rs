@@ -44,7 +44,7 @@ pub fn hash(partition_key: &str) -> u128 {
 }
 
 /// The name under which one worker holds leases; unique per process.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct WorkerId(pub String);
 
 /// A record's place in its shard: decimal digits, up to 129 of them, so it is kept as text.
@@ -196,7 +196,7 @@ pub struct Lease {
     pub counter: u64,
     /// How far the shard is settled.
     pub checkpoint: Checkpoint,
-    /// The worker that has asked the owner to hand the lease over.
+    /// The worker that has asked the owner to hand the lease over; until it claims it, or another does.
     pub wanted_by: Option<WorkerId>,
 }
 
@@ -210,7 +210,7 @@ pub trait Leases: Send + Sync {
     async fn list(&self) -> Result<Vec<Lease>, BackendError>;
 
     /// Adds a free lease unless the shard has one.
-    async fn create(&self, shard: &Shard, start: Position) -> Result<(), BackendError>;
+    async fn create(&self, shard: &Shard, checkpoint: Checkpoint) -> Result<(), BackendError>;
 
     /// Makes `owner` the owner if the row still has `lease.counter`; answers the row as it is then.
     async fn claim(&self, lease: &Lease, owner: &WorkerId) -> Result<Option<Lease>, BackendError>;
@@ -219,7 +219,7 @@ pub trait Leases: Send + Sync {
     /// `lease.owner` and `lease.counter`; answers the row as it is then, with the wishes of other workers.
     async fn renew(&self, lease: &Lease) -> Result<Option<Lease>, BackendError>;
 
-    /// Gives the lease up if `lease.owner` still has it, storing `lease.checkpoint` with it. No wish remains.
+    /// Gives the lease up if `lease.owner` still has it, storing `lease.checkpoint` with it. A wish stays.
     async fn release(&self, lease: &Lease) -> Result<(), BackendError>;
 
     /// Notes that `worker` wants the lease, if `lease.owner` still has it. The counter stays: the owner alone moves it.

@@ -180,8 +180,8 @@ pub async fn leases_contract(leases: Arc<dyn Leases>) {
     assert!(leases.list().await.unwrap().is_empty());
     let (ada, bob) = (WorkerId("ada".to_owned()), WorkerId("bob".to_owned()));
     let start = Position::AtTime(1_700_000_000_123);
-    leases.create(&shard("s-0", &["s-parent"]), start.clone()).await.unwrap();
-    leases.create(&shard("s-0", &[]), Position::TrimHorizon).await.unwrap();
+    leases.create(&shard("s-0", &["s-parent"]), Checkpoint::Start(start.clone())).await.unwrap();
+    leases.create(&shard("s-0", &[]), Checkpoint::Start(Position::TrimHorizon)).await.unwrap();
     let free = one(&*leases, "s-0").await;
     assert_eq!(
         (&free.owner, &free.checkpoint),
@@ -229,12 +229,12 @@ pub async fn leases_contract(leases: Arc<dyn Leases>) {
     let released = one(&*leases, "s-0").await;
     assert_eq!(
         (&released.owner, &released.checkpoint, &released.wanted_by),
-        (&None, &last.checkpoint, &None),
-        "the wish is fulfilled"
+        (&None, &last.checkpoint, &Some(ada.clone())),
+        "the wish stays until somebody claims it"
     );
     assert!(released.counter > stolen.counter);
     assert_eq!(leases.renew(&stolen).await.unwrap(), None);
-    leases.ask(&released, &ada).await.unwrap();
+    leases.ask(&released, &bob).await.unwrap();
     assert_eq!(one(&*leases, "s-0").await, released, "nobody has it, so nobody can be asked");
 
     // Resetting.
@@ -247,12 +247,13 @@ pub async fn leases_contract(leases: Arc<dyn Leases>) {
     leases.ask(&unknown, &ada).await.unwrap();
     assert_eq!(leases.list().await.unwrap().len(), 1, "no write makes a row that was not there");
     one_of_many_claims_wins(&leases, released).await;
-    every_start_is_kept(&*leases).await;
+    every_checkpoint_is_kept(&*leases).await;
 }
 
 /// Answers the free row as it is at the end.
 async fn reset_contract(leases: &dyn Leases, free: Lease, worker: &WorkerId) -> Lease {
     let held = leases.claim(&free, worker).await.unwrap().unwrap();
+    assert_eq!(held.wanted_by, None, "a claim fulfils the wish");
     let rewound = Checkpoint::Rewound(1_600_000_000_000);
     assert_eq!(leases.reset(&free, rewound.clone()).await.unwrap(), None, "a row that is too old is not reset");
     let reset = leases.reset(&held, rewound.clone()).await.unwrap().unwrap();
@@ -271,7 +272,7 @@ async fn reset_contract(leases: &dyn Leases, free: Lease, worker: &WorkerId) -> 
     leases.forget(&ended).await.unwrap();
     assert!(leases.list().await.unwrap().is_empty());
 
-    leases.create(&shard("s-0", &[]), Position::TrimHorizon).await.unwrap();
+    leases.create(&shard("s-0", &[]), Checkpoint::Start(Position::TrimHorizon)).await.unwrap();
     one(leases, "s-0").await
 }
 
@@ -287,15 +288,16 @@ async fn one_of_many_claims_wins(leases: &Arc<dyn Leases>, free: Lease) {
     assert_eq!(won, [one(&**leases, "s-0").await]);
 }
 
-async fn every_start_is_kept(leases: &dyn Leases) {
-    let huge = SequenceNumber("4".repeat(56));
+async fn every_checkpoint_is_kept(leases: &dyn Leases) {
+    let huge = SequenceNumber("4".repeat(129));
     let starts = [Position::TrimHorizon, Position::AtTime(-5), Position::At(huge.clone()), Position::After(huge)];
-    for (n, start) in starts.into_iter().enumerate() {
+    let others = [settled(&"7".repeat(56), 1_700_000_000_000), Checkpoint::Rewound(5), Checkpoint::Ended];
+    for (n, checkpoint) in starts.map(Checkpoint::Start).into_iter().chain(others).enumerate() {
         let name = format!("s-{}", n + 1);
-        leases.create(&shard(&name, &["s-parent", "s-adjacent"]), start.clone()).await.unwrap();
-        assert_eq!(one(leases, &name).await.checkpoint, Checkpoint::Start(start));
+        leases.create(&shard(&name, &["s-parent", "s-adjacent"]), checkpoint.clone()).await.unwrap();
+        assert_eq!(one(leases, &name).await.checkpoint, checkpoint);
     }
-    assert_eq!(leases.list().await.unwrap().len(), 5);
+    assert_eq!(leases.list().await.unwrap().len(), 8);
 }
 
 pub fn shard(name: &str, parents: &[&str]) -> Shard {

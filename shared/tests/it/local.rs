@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use shared::backend::local::{FILE_NAME, LocalOptions, LocalStore};
-use shared::backend::{BackendError, DeadLetters, Lease, Leases, NewRecord, Position, Record, Stream, WorkerId};
+use shared::backend::{
+    BackendError, Checkpoint, DeadLetters, Lease, Leases, NewRecord, Position, Record, Stream, WorkerId,
+};
 use shared::clock::Clock;
 use tempfile::TempDir;
 
@@ -48,7 +50,7 @@ async fn read_all(store: &LocalStore) -> Vec<Record> {
 /// Makes all that lies in a store of one shard settled.
 async fn settle_all(store: &LocalStore) {
     let shard = &store.shards().await.unwrap()[0];
-    store.create(shard, Position::TrimHorizon).await.unwrap();
+    store.create(shard, Checkpoint::Start(Position::TrimHorizon)).await.unwrap();
     let last = read_all(store).await.pop().unwrap();
     let lease = store.list().await.unwrap().remove(0);
     let lease = store.claim(&lease, &WorkerId("w".to_owned())).await.unwrap().unwrap();
@@ -87,7 +89,7 @@ fn in_memory_a_call_is_done_at_its_first_poll_without_a_runtime() {
     assert_eq!(now(store.receive(1)).unwrap().len(), 1);
     assert_eq!(now(store.prune()).unwrap(), 0);
     let shard = now(store.shards()).unwrap().remove(0);
-    now(store.create(&shard, Position::TrimHorizon)).unwrap();
+    now(store.create(&shard, Checkpoint::Start(Position::TrimHorizon))).unwrap();
 }
 
 #[tokio::test]
@@ -97,7 +99,7 @@ async fn everything_is_there_after_reopening() {
     let mebibyte: Vec<u8> = (0..1 << 20).map(|n| (n % 251) as u8).collect();
     store.publish(vec![record("small"), record(mebibyte.clone()), record("")]).await.unwrap();
     store.send(&[letter(1)]).await.unwrap();
-    store.create(&store.shards().await.unwrap()[1], Position::TrimHorizon).await.unwrap();
+    store.create(&store.shards().await.unwrap()[1], Checkpoint::Start(Position::TrimHorizon)).await.unwrap();
     let leases = store.list().await.unwrap();
     drop(store);
 
@@ -276,7 +278,7 @@ async fn prunes_what_is_settled_and_older_than_the_retention() {
     }
     assert_eq!(store.prune().await.unwrap(), 0, "nothing is settled");
     let records = read_all(&store).await;
-    store.create(&store.shards().await.unwrap()[0], Position::TrimHorizon).await.unwrap();
+    store.create(&store.shards().await.unwrap()[0], Checkpoint::Start(Position::TrimHorizon)).await.unwrap();
     assert_eq!(store.prune().await.unwrap(), 0);
     let lease = store.list().await.unwrap().remove(0);
     let lease = store.claim(&lease, &WorkerId("w".to_owned())).await.unwrap().unwrap();

@@ -150,8 +150,8 @@ impl Leases for Faulty {
         self.call(|rates| rates.leases, self.world.store.list()).await
     }
 
-    async fn create(&self, shard: &Shard, start: Position) -> Result<(), BackendError> {
-        self.call(|rates| rates.leases, self.world.store.create(shard, start)).await
+    async fn create(&self, shard: &Shard, checkpoint: Checkpoint) -> Result<(), BackendError> {
+        self.call(|rates| rates.leases, self.world.store.create(shard, checkpoint)).await
     }
 
     async fn claim(&self, lease: &Lease, owner: &WorkerId) -> Result<Option<Lease>, BackendError> {

@@ -21,8 +21,7 @@ impl Leases for LocalStore {
             .await
     }
 
-    async fn create(&self, shard: &Shard, start: Position) -> Result<(), BackendError> {
-        let checkpoint = Checkpoint::Start(start);
+    async fn create(&self, shard: &Shard, checkpoint: Checkpoint) -> Result<(), BackendError> {
         let lease = Lease { shard: shard.id.clone(), owner: None, counter: 0, checkpoint, wanted_by: None };
         self.inner
             .database
@@ -74,9 +73,10 @@ impl Leases for LocalStore {
         self.inner
             .database
             .write(move |transaction| match find(transaction, &seen.shard)? {
-                Some(row) if owned_by(&row, &seen.owner) => {
-                    store(transaction, &Lease { owner: None, counter: row.counter + 1, wanted_by: None, ..seen })
-                }
+                Some(row) if owned_by(&row, &seen.owner) => store(
+                    transaction,
+                    &Lease { owner: None, counter: row.counter + 1, wanted_by: row.wanted_by, ..seen },
+                ),
                 _ => Ok(()),
             })
             .await

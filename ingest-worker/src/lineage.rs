@@ -1,0 +1,115 @@
+//! Shards that were split and merged: which came from which, and where each begins.
+
+use std::collections::{BTreeSet, HashMap};
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use shared::backend::{BackendError, Checkpoint, Lease, Leases, Position, Shard, ShardId, Stream};
+use tokio::time::sleep;
+
+use crate::backoff::Backoff;
+
+/// Generations whose tails can still lie in a dedup window: a stream is hardly split three times within minutes.
+const GENERATIONS: usize = 3;
+
+/// A shard, and the shards whose records went on in it.
+#[derive(Clone, Debug)]
+pub struct Lineage {
+    /// The shard.
+    pub id: ShardId,
+    /// It takes records whose partition key has its hash in here.
+    pub hashes: RangeInclusive<u128>,
+    /// Its ancestors that the stream still has, oldest first.
+    pub ancestors: Vec<ShardId>,
+}
+
+/// The lineage of `id` among the shards of the stream.
+#[must_use]
+pub fn of(id: &ShardId, shards: &[Shard]) -> Lineage {
+    let listed: HashMap<&ShardId, &Shard> = shards.iter().map(|shard| (&shard.id, shard)).collect();
+    let hashes = listed.get(id).map_or(0..=u128::MAX, |shard| shard.hashes.clone());
+    let mut generations = vec![BTreeSet::from([id])];
+    for _ in 0..GENERATIONS {
+        let youngest = generations.last().into_iter().flatten();
+        let parents = youngest.filter_map(|id| listed.get(id)).flat_map(|shard| &shard.parents);
+        generations.push(parents.filter(|parent| listed.contains_key(parent)).collect());
+    }
+    let ancestors = generations.into_iter().skip(1).rev().flatten().cloned().collect();
+    Lineage { id: id.clone(), hashes, ancestors }
+}
+
+/// The shards without a lease row, children before their parents: where only some rows are made before a crash, a child
+/// is not taken for one that was born while its parent was being read.
+#[must_use]
+pub fn missing<'a>(leases: &[Lease], shards: &'a [Shard]) -> Vec<&'a Shard> {
+    let known: BTreeSet<&ShardId> = leases.iter().map(|lease| &lease.shard).collect();
+    let mut missing = parents_first(shards);
+    missing.retain(|shard| !known.contains(&shard.id));
+    missing.reverse();
+    missing
+}
+
+fn parents_first(shards: &[Shard]) -> Vec<&Shard> {
+    let mut waiting: Vec<&Shard> = shards.iter().collect();
+    let mut sorted = Vec::new();
+    while !waiting.is_empty() {
+        let ids: BTreeSet<&ShardId> = waiting.iter().map(|shard| &shard.id).collect();
+        let (later, next): (Vec<_>, Vec<_>) =
+            waiting.iter().partition(|shard| shard.parents.iter().any(|parent| ids.contains(parent)));
+        let is_stuck = next.is_empty();
+        sorted.extend(if is_stuck { waiting } else { next });
+        waiting = if is_stuck { Vec::new() } else { later };
+    }
+    sorted
+}
+
+/// Where a shard without a row begins: at its first record if one of its ancestors is or was being read, because then
+/// all of it is new; otherwise where the settings say.
+#[must_use]
+pub fn start_of(shard: &Shard, leases: &[Lease], shards: &[Shard], initial: &Position) -> Position {
+    let mut ancestors: Vec<&ShardId> = shard.parents.iter().collect();
+    let mut seen = BTreeSet::new();
+    while let Some(ancestor) = ancestors.pop() {
+        if leases.iter().any(|lease| lease.shard == *ancestor) {
+            return Position::TrimHorizon;
+        }
+        if !seen.insert(ancestor) {
+            continue;
+        }
+        ancestors.extend(shards.iter().filter(|shard| shard.id == *ancestor).flat_map(|shard| &shard.parents));
+    }
+    initial.clone()
+}
+
+/// Whether the row is of no more use: its shard is finished, and so long ago that the stream has forgotten it.
+#[must_use]
+pub fn is_forgotten(lease: &Lease, shards: &[Shard]) -> bool {
+    lease.checkpoint == Checkpoint::Ended && shards.iter().all(|shard| shard.id != lease.shard)
+}
+
+/// Makes leases for the children of a shard that has ended; tries until it is done.
+///
+/// It must be done before the shard counts as ended: otherwise a child that nobody lists for longer than the stream's
+/// retention would be taken for a new shard, and begin where the settings say.
+pub async fn create_children(parent: &ShardId, stream: &dyn Stream, leases: &dyn Leases) {
+    let mut backoff = Backoff::default();
+    loop {
+        match try_create_children(parent, stream, leases).await {
+            Ok(()) => return,
+            Err(error) => tracing::warn!(shard = %parent, %error, "no leases for its children yet; trying again"),
+        }
+        sleep(backoff.next_delay().max(Duration::from_millis(100))).await;
+    }
+}
+
+async fn try_create_children(parent: &ShardId, stream: &dyn Stream, leases: &dyn Leases) -> Result<(), BackendError> {
+    let shards = stream.shards().await?;
+    let children: Vec<&Shard> = shards.iter().filter(|shard| shard.parents.contains(parent)).collect();
+    if children.is_empty() && shards.iter().any(|shard| shard.id == *parent) {
+        return Err(BackendError::Unavailable("the stream does not list them".to_owned()));
+    }
+    for child in children {
+        leases.create(child, Checkpoint::Start(Position::TrimHorizon)).await?;
+    }
+    Ok(())
+}
