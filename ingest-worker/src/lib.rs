@@ -17,6 +17,7 @@ pub mod lineage;
 pub mod meters;
 pub mod metrics;
 pub mod reader;
+pub mod rewind;
 pub mod shard;
 pub mod submit;
 pub mod worker;

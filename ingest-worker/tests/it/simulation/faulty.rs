@@ -21,6 +21,7 @@ use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 use tower::ServiceExt as _;
 
+use super::stream::SimulatedStream;
 use super::truth::Truth;
 
 /// The life of one worker process. Once it is over, nothing that belongs to it has any effect.
@@ -76,6 +77,8 @@ pub struct Rates {
 
 /// What all workers of a simulation share.
 pub struct World {
+    pub stream: SimulatedStream,
+    /// Leases and dead letters, and in some simulations the stream.
     pub store: LocalStore,
     pub sandbox: Sandbox,
     pub truth: Mutex<Truth>,
@@ -112,16 +115,16 @@ impl Faulty {
 #[async_trait]
 impl Stream for Faulty {
     async fn shards(&self) -> Result<Vec<Shard>, BackendError> {
-        self.call(|rates| rates.stream, self.world.store.shards()).await
+        self.call(|rates| rates.stream, self.world.stream.shards()).await
     }
 
     async fn reader(&self, shard: &ShardId, from: Position) -> Result<Box<dyn ShardReader>, BackendError> {
-        let inner = self.call(|rates| rates.stream, self.world.store.reader(shard, from)).await?;
+        let inner = self.call(|rates| rates.stream, self.world.stream.reader(shard, from)).await?;
         Ok(Box::new(FaultyReader { inner, faulty: self.clone() }))
     }
 
     async fn publish(&self, records: Vec<NewRecord>) -> Result<(), BackendError> {
-        self.call(|rates| rates.stream, self.world.store.publish(records)).await
+        self.call(|rates| rates.stream, self.world.stream.publish(records)).await
     }
 }
 
@@ -157,6 +160,7 @@ impl Leases for Faulty {
     async fn claim(&self, lease: &Lease, owner: &WorkerId) -> Result<Option<Lease>, BackendError> {
         let claimed = self.call(|rates| rates.leases, self.world.store.claim(lease, owner)).await?;
         if claimed.is_some() {
+            self.world.check_parents(lease).await;
             self.life.is_disowned.store(false, Ordering::Relaxed);
         }
         Ok(claimed)

@@ -8,6 +8,7 @@
 
 mod faulty;
 mod script;
+mod stream;
 mod truth;
 mod worker;
 
@@ -24,6 +25,7 @@ use shared::clock::Clock;
 
 use faulty::World;
 use script::Play;
+use stream::{Resharding, SimulatedStream};
 use truth::Truth;
 use worker::DEDUP_WINDOW;
 
@@ -95,9 +97,15 @@ async fn play(seed: u64) {
     let mut rng = Rng::with_seed(seed);
     let clock = Clock::following_tokio(START);
     let retention = 2 * DEDUP_WINDOW + Duration::from_secs(30);
-    let options = LocalOptions { shards: rng.u32(1..=3), retention, clock, ..LocalOptions::default() };
+    let shards = rng.u32(1..=3);
+    let options = LocalOptions { shards, retention, clock, ..LocalOptions::default() };
+    let store = LocalStore::open_in_memory(options).unwrap();
     let world = Arc::new(World {
-        store: LocalStore::open_in_memory(options).unwrap(),
+        stream: match rng.bool() {
+            true => SimulatedStream::Local(store.clone()),
+            false => SimulatedStream::Resharding(Resharding::new(shards, clock)),
+        },
+        store,
         sandbox: Sandbox::new(SandboxConfig::default()),
         truth: Mutex::new(Truth::default()),
         rates: Mutex::default(),

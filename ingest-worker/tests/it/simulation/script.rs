@@ -10,6 +10,7 @@ use bytes::Bytes;
 use fastrand::Rng;
 use http::Request;
 use ingest_worker::bus;
+use ingest_worker::rewind::rewind;
 use serde_json::json;
 use shared::backend::{Checkpoint, Lease, Leases as _, NewRecord, Position, Stream as _, WorkerId};
 use shared::clock::Clock;
@@ -18,6 +19,7 @@ use tokio::time::{Instant, advance, sleep};
 use tower::ServiceExt as _;
 
 use super::faulty::{Rates, World};
+use super::stream::SimulatedStream;
 use super::worker::{DEDUP_WINDOW, FAILOVER, SimulatedWorker};
 
 /// Copies are put within this time, so that the window must catch them.
@@ -39,11 +41,21 @@ pub struct Play {
     puts: Vec<Put>,
     next_number: u32,
     thefts: u32,
+    is_faulty: bool,
 }
 
 impl Play {
     pub fn new(world: Arc<World>, rng: Rng, clock: Clock) -> Self {
-        let mut play = Self { world, rng, clock, workers: Vec::new(), puts: Vec::new(), next_number: 0, thefts: 0 };
+        let mut play = Self {
+            world,
+            rng,
+            clock,
+            workers: Vec::new(),
+            puts: Vec::new(),
+            next_number: 0,
+            thefts: 0,
+            is_faulty: false,
+        };
         for _ in 0..play.rng.usize(1..=2) {
             play.start_worker();
         }
@@ -58,13 +70,19 @@ impl Play {
             50..54 => self.put_conflict().await,
             54..62 => self.put_malformed().await,
             62..72 => self.set_faults(),
-            72..78 => self.world.sandbox.set_faults(Faults::default()).unwrap(),
+            72..78 => {
+                self.world.sandbox.set_faults(Faults::default()).unwrap();
+                self.is_faulty = false;
+            }
             78..83 => self.break_seams(),
-            83..88 => self.kill_worker(),
-            88..91 => self.steal_leases().await,
+            83..86 => self.kill_worker(),
+            86..89 => self.reshard(),
+            89..91 => self.steal_leases().await,
             91..94 => self.freeze().await,
             94..96 => self.drain_worker().await,
-            96..98 => self.redrive().await,
+            96..97 => self.redrive().await,
+            97..98 => self.rewind().await,
+            98..99 => self.start_another_worker(),
             _ => _ = self.world.store.prune().await.unwrap(),
         }
         let millis = match self.rng.u32(0..10) {
@@ -106,6 +124,36 @@ impl Play {
     fn start_worker(&mut self) {
         let worker = SimulatedWorker::start(&self.world, &mut self.rng, self.clock);
         self.workers.push(worker);
+    }
+
+    /// It has no lease: it asks the others for some.
+    fn start_another_worker(&mut self) {
+        if self.workers.len() < 4 {
+            self.start_worker();
+            self.note_hand_over();
+        }
+    }
+
+    /// Leases change hands without anything being sent twice, unless something fails meanwhile.
+    fn note_hand_over(&self) {
+        let rates = *self.world.rates.lock().unwrap();
+        if self.is_faulty || rates.leases > 0.0 || rates.dead_letters > 0.0 {
+            self.note_overlap(false);
+        }
+    }
+
+    fn reshard(&mut self) {
+        if let SimulatedStream::Resharding(stream) = &self.world.stream {
+            stream.reshard(&mut self.rng);
+        }
+    }
+
+    /// An operator has some of the past processed again.
+    async fn rewind(&mut self) {
+        self.note_overlap(true);
+        self.world.truth.lock().unwrap().was_rewound = true;
+        let to = self.clock.now() - self.rng.i64(0..100_000);
+        rewind(&self.world.store, to, None).await.unwrap();
     }
 
     async fn bury_and_replace(&mut self) {
@@ -185,7 +233,7 @@ impl Play {
             .header("content-type", "application/x-amz-json-1.1")
             .body(axum::body::Body::from(json!({"Entries": entries}).to_string()))
             .unwrap();
-        let router = bus::router(Arc::new(self.world.store.clone()), self.clock);
+        let router = bus::router(Arc::new(self.world.stream.clone()), self.clock);
         let answer = router.oneshot(request).await.unwrap();
         assert_eq!(answer.status(), 200);
     }
@@ -214,7 +262,7 @@ impl Play {
         let data = Bytes::from(payload);
         self.world.truth.lock().unwrap().malformed.insert(data.clone(), reason);
         let partition_key = format!("tenant-{}", self.rng.u32(0..6));
-        self.world.store.publish(vec![NewRecord { partition_key, data }]).await.unwrap();
+        self.world.stream.publish(vec![NewRecord { partition_key, data }]).await.unwrap();
     }
 
     fn set_faults(&mut self) {
@@ -253,6 +301,10 @@ impl Play {
             self.world.truth.lock().unwrap().is_ambiguous = true;
         }
         self.world.sandbox.set_faults(faults).unwrap();
+        self.is_faulty = true;
+        if self.workers.len() > 1 {
+            self.note_hand_over();
+        }
     }
 
     fn break_seams(&mut self) {
@@ -321,8 +373,7 @@ impl Play {
     async fn redrive(&mut self) {
         let before = self.world.letters().await;
         self.world.truth.lock().unwrap().redriven_letters = before;
-        let store = &self.world.store;
-        redrive::all(store, store, self.clock.now()).await.unwrap();
+        redrive::all(&self.world.store, &self.world.stream, self.clock.now()).await.unwrap();
         // A letter redriven while Amberflo still refuses it comes back, and what was billed meanwhile stays billed.
         self.world.truth.lock().unwrap().had_restart = true;
     }
@@ -336,9 +387,9 @@ impl Play {
 
     /// Whether every shard's checkpoint is at its end.
     async fn is_settled(&self) -> bool {
-        let store = &self.world.store;
+        let (store, stream) = (&self.world.store, &self.world.stream);
         let leases = store.list().await.unwrap();
-        if leases.len() < store.shards().await.unwrap().len() {
+        if leases.len() < stream.shards().await.unwrap().len() {
             return false;
         }
         for lease in leases {
@@ -348,8 +399,8 @@ impl Play {
                 Checkpoint::Rewound(time) => Position::AtTime(*time),
                 Checkpoint::Ended => continue,
             };
-            let mut reader = store.reader(&lease.shard, from).await.unwrap();
-            if !reader.next(1).await.unwrap().records.is_empty() {
+            let page = stream.reader(&lease.shard, from).await.unwrap().next(1).await.unwrap();
+            if page.is_end || !page.records.is_empty() {
                 return false;
             }
         }

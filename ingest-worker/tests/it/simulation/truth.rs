@@ -22,6 +22,8 @@ pub struct Truth {
     pub is_ambiguous: bool,
     /// Whether two workers may have acted for a shard at once.
     pub had_overlap: bool,
+    /// An operator went back in the stream.
+    pub was_rewound: bool,
     /// Whether an event may be both billed and dead-lettered: delivered by one life of the worker, refused in another.
     pub had_restart: bool,
     /// Letters as they were before a redrive removed them.
@@ -40,22 +42,28 @@ pub struct Variant {
 impl World {
     /// No checkpoint passes a record that is not settled.
     pub async fn check_checkpoint(&self, lease: &Lease) {
-        let Checkpoint::Settled { sequence_number, .. } = &lease.checkpoint else { return };
+        let passed = match &lease.checkpoint {
+            Checkpoint::Settled { sequence_number, .. } => sequence_number.clone(),
+            // Further than any record.
+            Checkpoint::Ended => SequenceNumber("9".repeat(30)),
+            Checkpoint::Start(_) | Checkpoint::Rewound(_) => return,
+        };
         let checked = self.truth.lock().unwrap().checked.get(&lease.shard).cloned();
-        if checked.as_ref().is_some_and(|checked| checked >= sequence_number) {
+        if checked.as_ref().is_some_and(|checked| *checked >= passed) {
             return;
         }
         let from = checked.map_or(Position::TrimHorizon, Position::After);
-        let mut reader = self.store.reader(&lease.shard, from).await.unwrap();
+        let mut reader = self.stream.reader(&lease.shard, from).await.unwrap();
         let billed: BTreeSet<u32> = self.billed().iter().map(|variant| variant.number).collect();
         let letters: BTreeSet<Bytes> = self.letters().await.into_iter().map(|letter| letter.payload).collect();
         let lettered: BTreeSet<u32> =
             letters.iter().filter_map(|payload| variant_in(payload)).map(|variant| variant.number).collect();
         'pages: loop {
             let page = reader.next(1 << 20).await.unwrap();
-            assert!(!page.records.is_empty(), "the checkpoint {sequence_number} lies behind the end of the shard");
+            let is_end = page.is_end;
+            assert!(is_end || !page.records.is_empty(), "the checkpoint {passed} lies behind the end of the shard");
             for record in page.records {
-                if record.sequence_number > *sequence_number {
+                if record.sequence_number > passed {
                     break 'pages;
                 }
                 let is_settled = match variant_in(&record.data) {
@@ -64,15 +72,33 @@ impl World {
                 };
                 assert!(
                     is_settled,
-                    "checkpoint {sequence_number} of {} passed the unsettled record {}: {:?}",
+                    "checkpoint {passed} of {} passed the unsettled record {}: {:?}",
                     lease.shard, record.sequence_number, record.data
                 );
-                if record.sequence_number == *sequence_number {
+                if record.sequence_number == passed {
                     break 'pages;
                 }
             }
+            if is_end {
+                break;
+            }
         }
-        self.truth.lock().unwrap().checked.insert(lease.shard.clone(), sequence_number.clone());
+        self.truth.lock().unwrap().checked.insert(lease.shard.clone(), passed);
+    }
+
+    /// A shard is begun only when all that its parents held is settled, and ends only when its children have leases.
+    pub async fn check_parents(&self, claimed: &Lease) {
+        let (shards, leases) = (self.stream.shards().await.unwrap(), self.store.list().await.unwrap());
+        let row = |id: &ShardId| leases.iter().find(|lease| lease.shard == *id).unwrap();
+        let shard = shards.iter().find(|shard| shard.id == claimed.shard).unwrap();
+        let rewound = self.truth.lock().unwrap().was_rewound;
+        for parent in shard.parents.iter().filter(|_| !rewound) {
+            assert_eq!(row(parent).checkpoint, Checkpoint::Ended, "{} began before its parents ended", shard.id);
+        }
+        for parent in leases.iter().filter(|lease| lease.checkpoint == Checkpoint::Ended) {
+            let children = shards.iter().filter(|shard| shard.parents.contains(&parent.shard));
+            assert!(children.map(|child| row(&child.id)).count() > 0, "{} ended without children", parent.shard);
+        }
     }
 
     /// A record that Amberflo has already is sent again only while no checkpoint has passed it.
@@ -92,7 +118,7 @@ impl World {
         }
         for lease in self.store.list().await.unwrap() {
             let Checkpoint::Settled { sequence_number, .. } = lease.checkpoint else { continue };
-            let mut reader = self.store.reader(&lease.shard, Position::TrimHorizon).await.unwrap();
+            let mut reader = self.stream.reader(&lease.shard, Position::TrimHorizon).await.unwrap();
             let mut passed = BTreeSet::new();
             'pages: loop {
                 let page = reader.next(1 << 20).await.unwrap();
