@@ -158,3 +158,168 @@ fn may_start(lease: &Lease, rows: &HashMap<&ShardId, &Lease>, listed: &HashMap<&
     let shard = listed.get(&lease.shard);
     lease.checkpoint != Checkpoint::Ended && shard.is_none_or(|shard| shard.parents.iter().all(is_settled))
 }
+
+#[cfg(test)]
+mod tests {
+    use shared::backend::{Position, SequenceNumber};
+
+    use super::*;
+
+    const FAILOVER: Duration = Duration::from_secs(10);
+
+    fn worker(name: &str) -> WorkerId {
+        WorkerId(name.to_owned())
+    }
+
+    fn lease(number: usize, owner: Option<&str>) -> Lease {
+        let checkpoint = Checkpoint::Settled { sequence_number: SequenceNumber("1".to_owned()), arrived_at: 1 };
+        let shard = ShardId(format!("shard-{number}"));
+        Lease { shard, owner: owner.map(worker), counter: 1, checkpoint, wanted_by: None }
+    }
+
+    fn leases(owners: &[Option<&str>]) -> Vec<Lease> {
+        owners.iter().enumerate().map(|(number, owner)| lease(number, *owner)).collect()
+    }
+
+    fn shards(leases: &[Lease]) -> Vec<Shard> {
+        let shard = |lease: &Lease| Shard { id: lease.shard.clone(), parents: Vec::new(), hashes: 0..=u128::MAX };
+        leases.iter().map(shard).collect()
+    }
+
+    fn balancer(name: &str) -> Balancer {
+        Balancer::new(worker(name), FAILOVER, false)
+    }
+
+    fn held(leases: &[Lease], name: &str) -> BTreeSet<ShardId> {
+        let mine = |lease: &&Lease| lease.owner.as_ref() == Some(&worker(name));
+        leases.iter().filter(mine).map(|lease| lease.shard.clone()).collect()
+    }
+
+    /// Lets workers act on one table by turns, each every two seconds, until nobody wants anything; answers their loads.
+    async fn settle(leases: &mut [Lease], names: &[&str], rounds: usize) -> Vec<usize> {
+        let shards = shards(leases);
+        let mut balancers: Vec<Balancer> = names.iter().map(|name| balancer(name)).collect();
+        for _ in 0..rounds {
+            for (balancer, name) in balancers.iter_mut().zip(names) {
+                // The others go on renewing, and hand over what they were asked for.
+                for lease in leases.iter_mut().filter(|lease| lease.owner.is_some()) {
+                    lease.counter += 1;
+                    if lease.wanted_by.is_some() {
+                        lease.owner = None;
+                    }
+                }
+                let plan = balancer.plan(leases, &shards, &held(leases, name));
+                for claimed in plan.claim {
+                    let row = leases.iter_mut().find(|lease| lease.shard == claimed.shard).unwrap();
+                    *row = Lease { owner: Some(worker(name)), counter: row.counter + 1, wanted_by: None, ..claimed };
+                }
+                if let Some(asked) = plan.ask {
+                    leases.iter_mut().find(|lease| lease.shard == asked.shard).unwrap().wanted_by = Some(worker(name));
+                }
+                tokio::time::advance(Duration::from_millis(700)).await;
+            }
+        }
+        names.iter().map(|name| held(leases, name).len()).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn every_table_becomes_even() {
+        for (count, names) in [(1, &["a", "b"][..]), (3, &["a", "b"]), (4, &["a", "b", "c"]), (20, &["a", "b", "c"])] {
+            let mut table = leases(&vec![None; count]);
+            assert_eq!(settle(&mut table, &names[..1], 3).await, [count], "alone, it takes all");
+            let loads = settle(&mut table, names, 3 * count + 10).await;
+            let (most, fewest) = (loads.iter().max().unwrap(), loads.iter().min().unwrap());
+            assert!(loads.iter().sum::<usize>() == count && most - fewest <= 1, "{count} leases: {loads:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_even_table_is_left_alone() {
+        let table = leases(&[Some("a"), Some("a"), Some("b")]);
+        let mut balancer = balancer("b");
+        for _ in 0..100 {
+            let plan = balancer.plan(&table, &shards(&table), &held(&table, "b"));
+            assert!(plan.claim.is_empty() && plan.ask.is_none(), "{plan:?}");
+            tokio::time::advance(Duration::from_millis(50)).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_what_stood_still_for_the_failover_time_is_expired() {
+        let mut table = leases(&[Some("dead"), Some("b")]);
+        let mut balancer = balancer("b");
+        let shards = shards(&table);
+        let mut plan = |table: &[Lease]| balancer.plan(table, &shards, &held(table, "b")).claim.len();
+        assert_eq!(plan(&table), 0, "seen for the first time: fresh, whatever its age");
+        tokio::time::advance(FAILOVER - Duration::from_millis(1)).await;
+        assert_eq!(plan(&table), 0);
+        table[0].counter += 1;
+        assert_eq!(plan(&table), 0, "renewed");
+        table[1].counter += 1;
+        tokio::time::advance(FAILOVER).await;
+        table[1].counter += 1;
+        assert_eq!(plan(&table), 1);
+    }
+
+    /// A trap of other consumers: an exited worker still counted as live when balancing.
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_that_is_gone_has_no_share() {
+        let table = leases(&[Some("gone"), Some("gone"), None, None]);
+        let mut balancer = balancer("b");
+        assert_eq!(balancer.plan(&table, &shards(&table), &BTreeSet::new()).claim.len(), 2, "half: it may live");
+        tokio::time::advance(FAILOVER).await;
+        assert_eq!(balancer.plan(&table, &shards(&table), &BTreeSet::new()).claim.len(), 4, "all");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_asked_for_is_kept_for_who_asked() {
+        let mut table = leases(&[Some("a"), None]);
+        table[1].wanted_by = Some(worker("c"));
+        let shards = shards(&table);
+        let (mut owner, mut asker) = (balancer("a"), balancer("c"));
+        assert!(owner.plan(&table, &shards, &held(&table, "a")).claim.is_empty());
+        assert_eq!(asker.plan(&table, &shards, &BTreeSet::new()).claim.len(), 1);
+        tokio::time::advance(FAILOVER).await;
+        table[0].counter += 1;
+        assert_eq!(owner.plan(&table, &shards, &held(&table, "a")).claim.len(), 1, "but not for ever");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_owner_that_does_not_hear_loses_the_lease() {
+        let mut table = leases(&[Some("deaf"), Some("deaf")]);
+        let (shards, mut balancer) = (shards(&table), balancer("b"));
+        let asked = balancer.plan(&table, &shards, &BTreeSet::new()).ask.unwrap();
+        let index = table.iter().position(|lease| lease.shard == asked.shard).unwrap();
+        table[index].wanted_by = Some(worker("b"));
+        for second in 0..62_u64 {
+            table.iter_mut().for_each(|lease| lease.counter += 1);
+            let plan = balancer.plan(&table, &shards, &BTreeSet::new());
+            assert!(plan.ask.is_none(), "one at a time");
+            assert_eq!(plan.claim.len(), usize::from(second >= 60), "{second}");
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+    }
+
+    /// Traps of other consumers: a closed shard with a backlog is never claimed after a restart; a child begins before
+    /// its parents.
+    #[tokio::test(start_paused = true)]
+    async fn parents_come_before_children_also_after_a_restart() {
+        let mut table = leases(&[None, None, None]);
+        let mut shards = shards(&table);
+        shards[2].parents = vec![shards[0].id.clone(), shards[1].id.clone(), ShardId("long gone".to_owned())];
+        let claims = |table: &[Lease]| {
+            let plan = balancer("a").plan(table, &shards, &BTreeSet::new());
+            let mut claims: Vec<String> = plan.claim.into_iter().map(|lease| lease.shard.0).collect();
+            claims.sort();
+            claims
+        };
+        assert_eq!(claims(&table), ["shard-0", "shard-1"]);
+        table[0].checkpoint = Checkpoint::Ended;
+        assert_eq!(claims(&table), ["shard-1"]);
+        table[1].checkpoint = Checkpoint::Start(Position::TrimHorizon);
+        assert_eq!(claims(&table), ["shard-1"]);
+        table[1].checkpoint = Checkpoint::Ended;
+        assert_eq!(claims(&table), ["shard-2"]);
+        assert_eq!(claims(&table[2..]), Vec::<String>::new(), "its parents' rows are yet to be made");
+    }
+}

@@ -113,3 +113,77 @@ async fn try_create_children(parent: &ShardId, stream: &dyn Stream, leases: &dyn
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shard(name: &str, parents: &[&str]) -> Shard {
+        let parents = parents.iter().map(|parent| ShardId((*parent).to_owned())).collect();
+        Shard { id: ShardId(name.to_owned()), parents, hashes: 0..=u128::MAX }
+    }
+
+    fn row(name: &str, checkpoint: Checkpoint) -> Lease {
+        Lease { shard: ShardId(name.to_owned()), owner: None, counter: 0, checkpoint, wanted_by: None }
+    }
+
+    /// a was split into b and c; b and c were merged into d, which was split into e and f.
+    fn family() -> Vec<Shard> {
+        let mut shards = vec![shard("f", &["d"]), shard("e", &["d"]), shard("d", &["b", "c"])];
+        shards.extend([shard("c", &["a"]), shard("b", &["a"]), shard("a", &["older"])]);
+        shards
+    }
+
+    #[test]
+    fn ancestors_come_oldest_first() {
+        let names = |name: &str| {
+            let lineage = of(&ShardId(name.to_owned()), &family());
+            lineage.ancestors.into_iter().map(|id| id.0).collect::<Vec<_>>().join("")
+        };
+        assert_eq!([names("a"), names("b"), names("d"), names("f"), names("unknown")], ["", "a", "abc", "abcd", ""]);
+    }
+
+    #[test]
+    fn rows_are_made_for_children_first() {
+        let shards = family();
+        let names = |leases: &[Lease]| -> String { missing(leases, &shards).iter().map(|s| s.id.0.clone()).collect() };
+        let all = names(&[]);
+        assert!(["fd", "ed", "db", "dc", "ba", "ca"].iter().all(|pair| all.find(&pair[..1]) < all.find(&pair[1..])));
+        assert_eq!(names(&[row("d", Checkpoint::Ended), row("e", Checkpoint::Ended)]).len(), 4);
+    }
+
+    #[test]
+    fn a_shard_whose_ancestor_is_being_read_begins_at_its_first_record() {
+        let latest = Position::AtTime(1_000);
+        let start = |name: &str, rows: &[&str]| {
+            let leases: Vec<Lease> = rows.iter().map(|name| row(name, Checkpoint::Ended)).collect();
+            let shards = family();
+            start_of(shards.iter().find(|shard| shard.id.0 == name).unwrap(), &leases, &shards, &latest)
+        };
+        assert_eq!(start("f", &[]), latest);
+        assert_eq!(start("f", &["e"]), latest, "a sibling says nothing");
+        assert_eq!(start("f", &["d"]), Position::TrimHorizon);
+        assert_eq!(start("f", &["a"]), Position::TrimHorizon, "also where rows in between are missing");
+        assert_eq!(start("a", &["older"]), Position::TrimHorizon, "also where the stream has forgotten the parent");
+    }
+
+    #[test]
+    fn many_generations_of_splits_and_merges_take_no_time() {
+        let mut shards = vec![shard("merged-0", &[])];
+        for generation in 1..300 {
+            let parent = format!("merged-{}", generation - 1);
+            let halves = [format!("left-{generation}"), format!("right-{generation}")];
+            shards.extend(halves.iter().map(|half| shard(half, &[&parent])));
+            shards.push(shard(&format!("merged-{generation}"), &[&halves[0], &halves[1]]));
+        }
+        assert_eq!(missing(&[], &shards).len(), shards.len());
+        assert_eq!(start_of(&shards[shards.len() - 1], &[], &shards, &Position::AtTime(1)), Position::AtTime(1));
+    }
+
+    #[test]
+    fn only_what_ended_and_is_no_longer_listed_is_forgotten() {
+        assert!(is_forgotten(&row("x", Checkpoint::Ended), &family()));
+        assert!(!is_forgotten(&row("a", Checkpoint::Ended), &family()));
+        assert!(!is_forgotten(&row("x", Checkpoint::Start(Position::TrimHorizon)), &family()));
+    }
+}

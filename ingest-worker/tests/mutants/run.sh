@@ -33,6 +33,12 @@ bugs=(
     no_fence_after_a_pause
     redrive_changes_one_byte
     suspicion_after_one_failure
+    no_tails_of_parents
+    ended_before_settled
+    child_before_its_parents
+    rewind_without_rebuild
+    takes_leases_of_the_living
+    hands_over_without_draining
 )
 
 bug_checkpoint_on_submit() { # instead of on settle
@@ -47,7 +53,7 @@ bug_key_kept_although_the_request_was_lost() { # the rebuild takes what lies beh
     plant ingest-worker/src/shard.rs \
         'self.end_rebuild();
             let pushed' \
-        'if self.rebuild_until.is_some() && self.millis_behind_latest > 0 {
+        'if self.rebuild.is_some() && self.millis_behind_latest > 0 {
                 self.remember(&record);
             }
             self.end_rebuild();
@@ -79,8 +85,11 @@ bug_isolation_drops_the_right_half() {
 }
 bug_no_dedup_rebuild() { # reads on behind the checkpoint with an empty window
     plant ingest-worker/src/shard.rs \
-        '(Position::AtTime(arrived_at - reach), Some(sequence_number.clone()))' \
-        '{ let _ = (arrived_at, reach); (Position::After(sequence_number.clone()), None) }'
+        'Checkpoint::Settled { arrived_at: time, .. } | Checkpoint::Rewound(time) => {' \
+        'Checkpoint::Settled { sequence_number, .. } => {
+            (Position::After(sequence_number.clone()), Since::BeforeFirst(Duration::ZERO))
+        }
+        Checkpoint::Rewound(time) => {'
 }
 bug_no_fence_after_a_pause() {
     plant ingest-worker/src/lease.rs \
@@ -101,6 +110,39 @@ bug_suspicion_after_one_failure() { # a batch that was divided for another reaso
     plant ingest-worker/src/submit.rs \
         'let suspicion = suspicion.or(parcel.suspicion);' \
         'let suspicion = suspicion.or(parcel.suspicion).or(parcel.first_failure.map(|_| Suspicion::Failing));'
+}
+bug_no_tails_of_parents() { # a child begins with an empty window
+    plant ingest-worker/src/lineage.rs \
+        'const GENERATIONS: usize = 3;' \
+        'const GENERATIONS: usize = 0;'
+}
+bug_ended_before_settled() { # what is in flight at the end of a shard is forgotten
+    plant ingest-worker/src/shard.rs \
+        'if path.is_ended && is_done {' \
+        'if path.is_ended {'
+}
+bug_child_before_its_parents() {
+    plant ingest-worker/src/balance.rs \
+        'Some(row) => row.checkpoint == Checkpoint::Ended,' \
+        'Some(_) => true,'
+}
+bug_rewind_without_rebuild() {
+    plant ingest-worker/src/shard.rs \
+        'Checkpoint::Rewound(time) => Some(Rebuild::Until(*time)),' \
+        'Checkpoint::Rewound(_) => None,'
+}
+bug_takes_leases_of_the_living() {
+    plant ingest-worker/src/balance.rs \
+        'self.quiet(lease) >= self.failover
+    }' \
+        'self.quiet(lease) >= self.failover / 5
+    }'
+}
+bug_hands_over_without_draining() { # what is in flight is dropped, and sent again by the next owner
+    plant ingest-worker/src/lease.rs \
+        'self.hand_over.cancel();' \
+        'let _ = self.leases.release(&row).await;
+                        return false;'
 }
 
 check=
