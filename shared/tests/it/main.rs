@@ -3,4 +3,5 @@
 
 mod contract;
 mod event;
+mod kinesis;
 mod local;
