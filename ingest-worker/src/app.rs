@@ -11,16 +11,16 @@ use clap::Parser as _;
 use shared::amberflo::{Client, HttpTransport};
 use shared::api_key::ApiKeys;
 use shared::backend::BackendError;
-use shared::backend::local::{LocalOptions, LocalStore};
+use shared::backend::local::LocalStore;
 use shared::clock::Clock;
-use shared::dead_letter::DeadLetter;
-use shared::redrive;
 use shared::service::{self, ConfigError, EXIT_CONFIGURATION, EXIT_FAILURE, Ready};
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Cli, Command, DeadLettersCommand, Settings, StreamName};
+use crate::backends::{self, Backends, Kind};
+use crate::config::{Cli, Command, Settings, StreamName};
 use crate::context::Common;
 use crate::dedup::KeyBudget;
 use crate::lease::RELEASE_TIMEOUT;
@@ -29,7 +29,7 @@ use crate::meters::MeterBudget;
 use crate::reader::Buffer;
 use crate::submit::BodyLimit;
 use crate::worker::Worker;
-use crate::{bus, metrics};
+use crate::{bus, metrics, operator};
 
 const PRUNE_INTERVAL: Duration = Duration::from_secs(30);
 /// Settled batches wait for older ones: room for this many keeps a shard going while one of its batches is searched for
@@ -47,7 +47,8 @@ pub async fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let result = match cli.command {
-        Some(Command::DeadLetters(command)) => dead_letters(&cli.settings, command).await,
+        Some(Command::DeadLetters(command)) => operator::dead_letters(&cli.settings, command).await,
+        Some(Command::Leases(command)) => operator::leases(&cli.settings, command).await,
         None => work(&cli.settings).await,
     };
     match result {
@@ -73,43 +74,57 @@ fn is_configuration(error: &anyhow::Error) -> bool {
 /// The worker, from its first check to its last release.
 async fn work(settings: &Settings) -> anyhow::Result<ExitCode> {
     settings.check()?;
-    let key_source = settings.api_key()?;
+    let key = settings.key()?;
     service::init_logs(&settings.logs)?;
     let registry = service::init_metrics("ingest-worker")?;
     metrics::describe();
     let mut signals = service::signals()?;
 
-    let keys =
-        ApiKeys::load(key_source).await.map_err(|error| ConfigError(format!("AMBERFLO_API_KEY_FILE: {error}")))?;
-    let StreamName::Local(directory) = &settings.stream;
-    let _lock = LocalStore::try_lock_worker(directory).with_context(|| format!("STREAM: {}", settings.stream))?;
-    let store = open(settings)?;
-    let bus_listener = service::bind("LISTEN", settings.listen).await?;
+    let keys = backends::api_keys(key).await?;
+    let _lock = match &settings.stream {
+        StreamName::Local(directory) => {
+            Some(LocalStore::try_lock_worker(directory).with_context(|| format!("STREAM: {}", settings.stream))?)
+        }
+        StreamName::Kinesis(_) => None,
+    };
+    let backends = Backends::open(settings).await?;
+    let leases = backends.leases(settings).await?;
+    let store = match &backends.kind {
+        Kind::Local(store) => Some(store.clone()),
+        Kind::Aws { .. } => None,
+    };
+    let bus_listener = match &store {
+        Some(_) => Some(service::bind("LISTEN", settings.listen).await?),
+        None => None,
+    };
     let admin_listener = service::bind("ADMIN_LISTEN", settings.admin_listen).await?;
-    let common = common(settings, &store, keys.clone())?;
-    log_start(settings, &common, bus_listener.local_addr()?, admin_listener.local_addr()?);
+    let common = common(settings, backends, keys.clone())?;
+    let bus_address = bus_listener.as_ref().map(TcpListener::local_addr).transpose()?;
+    log_start(settings, &common, bus_address, admin_listener.local_addr()?);
 
     let ready = Ready::default();
     let worker = Worker {
         common,
-        leases: Arc::new(store.clone()),
+        leases,
         failover: settings.failover_time,
         initial_position: settings.initial_position.resolve(Clock::system()),
         // The lock on the directory proves it.
-        is_alone: true,
+        is_alone: store.is_some(),
         ready: ready.clone(),
     };
     let stop = CancellationToken::new();
     // Ends after the worker: while a drain runs, /health and /metrics still answer.
     let end = CancellationToken::new();
     let mut servers = JoinSet::new();
-    let bus = bus::router(Arc::new(store.clone()), Clock::system());
-    servers.spawn(service::serve(bus_listener, bus, stop.clone().cancelled_owned()));
     let admin = service::admin_router(registry.clone(), ready);
     servers.spawn(service::serve(admin_listener, admin, end.clone().cancelled_owned()));
     let mut background = JoinSet::new();
     background.spawn(service::metrics_upkeep(registry));
-    background.spawn(async move { store.keep_pruned(PRUNE_INTERVAL).await });
+    if let (Some(listener), Some(store)) = (bus_listener, store) {
+        let bus = bus::router(Arc::new(store.clone()), Clock::system());
+        servers.spawn(service::serve(listener, bus, stop.clone().cancelled_owned()));
+        background.spawn(async move { store.keep_pruned(PRUNE_INTERVAL).await });
+    }
     let refresh = settings.api_key_refresh;
     background.spawn(async move { keys.refresh_every(refresh).await });
 
@@ -140,24 +155,14 @@ async fn work(settings: &Settings) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn open(settings: &Settings) -> anyhow::Result<LocalStore> {
-    let StreamName::Local(directory) = &settings.stream;
-    let options = LocalOptions {
-        retention: settings.local_retention(),
-        max_bytes: settings.local_max_bytes.as_u64(),
-        ..LocalOptions::default()
-    };
-    LocalStore::open(directory, options).with_context(|| format!("STREAM: {}", settings.stream))
-}
-
-fn common(settings: &Settings, store: &LocalStore, keys: ApiKeys) -> anyhow::Result<Arc<Common>> {
+fn common(settings: &Settings, backends: Backends, keys: ApiKeys) -> anyhow::Result<Arc<Common>> {
     let transport = HttpTransport::new(settings.request_timeout).context("the HTTP client cannot start")?;
     let clock = Clock::system();
     Ok(Arc::new(Common {
         worker: settings.worker_id(),
         stream_name: settings.stream.to_string(),
-        stream: Arc::new(store.clone()),
-        dead_letters: Arc::new(store.clone()),
+        stream: backends.stream,
+        dead_letters: backends.dead_letters,
         client: Client::new(Box::new(transport), &settings.ingest_url(), keys.subscribe(), clock),
         keys,
         limiter: Limiter::new(settings.max_in_flight, settings.rate_requests_per_second),
@@ -175,14 +180,14 @@ fn common(settings: &Settings, store: &LocalStore, keys: ApiKeys) -> anyhow::Res
     }))
 }
 
-fn log_start(settings: &Settings, common: &Common, bus: SocketAddr, admin: SocketAddr) {
+fn log_start(settings: &Settings, common: &Common, bus: Option<SocketAddr>, admin: SocketAddr) {
     let per_second = settings.rate_requests_per_second * settings.batch_max_events.get() as f64;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         worker = %common.worker,
         stream = %settings.stream,
         ingest_url = settings.ingest_url(),
-        put_events = format!("http://{bus}"),
+        put_events = bus.map(|bus| format!("http://{bus}")),
         admin = format!("http://{admin}"),
         events_per_second_ceiling = if per_second > 0.0 { per_second.to_string() } else { "none".to_owned() },
         "started"
@@ -191,50 +196,5 @@ fn log_start(settings: &Settings, common: &Common, bus: SocketAddr, admin: Socke
     let is_local = ["//127.", "//localhost", "//[::1]"].iter().any(|host| url.contains(host));
     if url.starts_with("http:") && !is_local {
         tracing::warn!(url, "the API key and all usage leave this machine in clear text: use https");
-    }
-}
-
-async fn dead_letters(settings: &Settings, command: DeadLettersCommand) -> anyhow::Result<ExitCode> {
-    settings.check()?;
-    service::init_logs(&settings.logs)?;
-    let StreamName::Local(directory) = &settings.stream;
-    if !directory.is_dir() {
-        let given = &settings.stream;
-        return Err(ConfigError(format!("STREAM: {given}: there is no such directory; give the worker's")).into());
-    }
-    let store = open(settings)?;
-    match command {
-        DeadLettersCommand::List => each(&store, |_| true, false).await,
-        DeadLettersCommand::Delete { reason, before } => {
-            let is_meant = |letter: &DeadLetter| {
-                reason.is_none_or(|reason| reason.as_str() == letter.reason)
-                    && before.is_none_or(|before| letter.dead_lettered_at < before.as_millisecond())
-            };
-            each(&store, is_meant, true).await
-        }
-        DeadLettersCommand::Redrive => {
-            let report = redrive::all(&store, &store, Clock::system().now()).await?;
-            println!("{}", serde_json::to_string(&report)?);
-            Ok(ExitCode::SUCCESS)
-        }
-    }
-}
-
-/// Prints the letters that are meant, and deletes them where that is wanted.
-async fn each(store: &LocalStore, is_meant: impl Fn(&DeadLetter) -> bool, delete: bool) -> anyhow::Result<ExitCode> {
-    let mut after = 0;
-    loop {
-        let page = store.peek_dead_letters(after, 100).await?;
-        let Some((last, _)) = page.last() else {
-            return Ok(ExitCode::SUCCESS);
-        };
-        after = *last;
-        let meant: Vec<_> = page.into_iter().filter(|(_, letter)| is_meant(letter)).collect();
-        for (_, letter) in &meant {
-            println!("{}", serde_json::to_string(letter)?);
-        }
-        if delete {
-            store.delete_dead_letters(meant.iter().map(|(id, _)| *id).collect()).await?;
-        }
     }
 }

@@ -1,79 +1,58 @@
 //! Every setting: a flag and an environment variable each, checked before anything starts.
 
-use std::fmt;
+mod commands;
+mod values;
+
 use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use clap::{Args, Parser, Subcommand};
-use shared::api_key::{ApiKey, Source};
-use shared::backend::{Position, WorkerId};
+use clap::Args;
+use shared::api_key::ApiKey;
+use shared::backend::WorkerId;
 use shared::clock::Clock;
 use shared::event::EventRules;
-use shared::reason::Reason;
 use shared::service::{ConfigError, LogArgs};
 
 use crate::batch::BatchLimits;
 use crate::shard::REBUILD_SLACK;
 
+pub use commands::{Cli, Command, DeadLettersCommand, LeasesCommand};
+pub use values::{InitialPosition, KeySetting, Secret, StreamName};
+use values::{address, duration, positive, rate, size, whole};
+
 const DEFAULT_BASE_URL: &str = "https://app.amberflo.io";
 const DEFAULT_INGEST_URL: &str = "https://ingest.amberflo.io";
-
-/// Moves usage events from a stream to Amberflo: deduplicated, batched, inside its limits, nothing lost.
-///
-/// Exit codes: 0 drained after a signal, 2 settings it cannot work with, 1 anything else.
-#[derive(Debug, Parser)]
-#[command(name = "ingest-worker", version)]
-pub struct Cli {
-    /// Something other than the worker itself.
-    #[command(subcommand)]
-    pub command: Option<Command>,
-    /// The worker's settings.
-    #[command(flatten)]
-    pub settings: Settings,
-}
-
-/// What the program does besides working.
-#[derive(Debug, Subcommand)]
-pub enum Command {
-    /// Looks at dead letters, or sends them through the pipeline again.
-    #[command(subcommand)]
-    DeadLetters(DeadLettersCommand),
-}
-
-/// What can be done with dead letters.
-#[derive(Clone, Debug, Subcommand)]
-pub enum DeadLettersCommand {
-    /// Prints every dead letter as one line of JSON.
-    List,
-    /// Publishes dead letters to the stream again, each with the identity and time it had, and removes them.
-    ///
-    /// Leaves conflicts and invalid payloads where they are, hidden from another redrive for a minute. Amberflo receives identical records, so an event that
-    /// it took after all is not billed again.
-    Redrive,
-    /// Removes dead letters for good, without delivering them; prints each as `list` does, so keep the output.
-    Delete {
-        /// Only those with this reason.
-        #[arg(long, required_unless_present = "before", value_parser = reason)]
-        reason: Option<Reason>,
-        /// Only those that were dead-lettered before this RFC 3339 time.
-        #[arg(long, value_name = "TIME")]
-        before: Option<jiff::Timestamp>,
-    },
-}
 
 /// The worker's settings.
 #[derive(Clone, Debug, Args)]
 pub struct Settings {
-    /// Where events come from: `local:DIR` keeps stream, leases and dead letters in one file in DIR.
+    /// Where events come from: `kinesis:NAME-OR-ARN`, or `local:DIR`, which keeps stream, leases and dead letters in one
+    /// file in DIR.
     #[arg(long, env, default_value = "local:./metering-data", help_heading = "Stream", global = true)]
     pub stream: StreamName,
     /// Where a shard without a checkpoint starts: `trim-horizon`, `latest`, or an RFC 3339 time.
     #[arg(long, env, default_value = "trim-horizon", help_heading = "Stream")]
     pub initial_position: InitialPosition,
+    /// The DynamoDB table of leases (Kinesis only).
+    #[arg(
+        long,
+        env,
+        default_value = "amberflo-ingest-leases",
+        value_name = "TABLE",
+        help_heading = "Stream",
+        global = true
+    )]
+    pub lease_table: String,
+    /// Create the table of leases where there is none.
+    #[arg(long, env, default_value = "false", num_args = 0..=1, default_missing_value = "true", help_heading = "Stream")]
+    #[arg(action = clap::ArgAction::Set)]
+    pub create_lease_table: bool,
+    /// The SQS queue that takes dead letters (Kinesis only, and required there).
+    #[arg(long, env, value_name = "URL", help_heading = "Stream", global = true)]
+    pub dead_letter_queue: Option<String>,
     /// A lease not renewed for this long may be taken by another worker.
     #[arg(long, env, default_value = "10s", value_parser = duration, help_heading = "Stream")]
     pub failover_time: Duration,
@@ -99,6 +78,13 @@ pub struct Settings {
     /// A file that holds the API key; read again every API_KEY_REFRESH and when Amberflo refuses the key.
     #[arg(long, env, value_name = "PATH", help_heading = "Amberflo")]
     pub amberflo_api_key_file: Option<PathBuf>,
+    /// The secret in AWS Secrets Manager that holds the API key: its name or ARN. It is a JSON object; read again every
+    /// API_KEY_REFRESH and when Amberflo refuses the key.
+    #[arg(long, env, value_name = "NAME-OR-ARN", help_heading = "Amberflo")]
+    pub api_key_secret_name: Option<String>,
+    /// The member of that JSON object which is the API key.
+    #[arg(long, env, value_name = "MEMBER", help_heading = "Amberflo")]
+    pub api_key_secret_id: Option<String>,
     /// How often the API key is read again.
     #[arg(long, env, default_value = "5m", value_parser = duration, help_heading = "Amberflo")]
     pub api_key_refresh: Duration,
@@ -157,85 +143,6 @@ pub struct Settings {
     pub logs: LogArgs,
 }
 
-/// Where events come from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum StreamName {
-    /// One file in this directory.
-    Local(PathBuf),
-}
-
-impl FromStr for StreamName {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once(':') {
-            Some(("local", directory)) if !directory.is_empty() => Ok(Self::Local(directory.into())),
-            _ => Err("allowed is local:DIR, such as local:./metering-data".to_owned()),
-        }
-    }
-}
-
-impl fmt::Display for StreamName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Local(directory) => write!(f, "local:{}", directory.display()),
-        }
-    }
-}
-
-/// Where a shard without a checkpoint starts.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum InitialPosition {
-    /// With the oldest record.
-    TrimHorizon,
-    /// With what arrives from now on.
-    Latest,
-    /// With what arrived from this time on.
-    Time(jiff::Timestamp),
-}
-
-impl FromStr for InitialPosition {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "trim-horizon" => Ok(Self::TrimHorizon),
-            "latest" => Ok(Self::Latest),
-            _ => text.parse().map(Self::Time).map_err(|_| {
-                "allowed is trim-horizon, latest, or an RFC 3339 time such as 2026-01-31T00:00:00Z".to_owned()
-            }),
-        }
-    }
-}
-
-impl InitialPosition {
-    /// As a position. "Latest" is pinned to the present, so that a crash before the first checkpoint loses nothing.
-    #[must_use]
-    pub fn resolve(&self, clock: Clock) -> Position {
-        match self {
-            Self::TrimHorizon => Position::TrimHorizon,
-            Self::Latest => Position::AtTime(clock.now()),
-            Self::Time(time) => Position::AtTime(time.as_millisecond()),
-        }
-    }
-}
-
-/// A setting that is never printed.
-#[derive(Clone)]
-pub struct Secret(String);
-
-impl From<String> for Secret {
-    fn from(text: String) -> Self {
-        Self(text)
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("redacted")
-    }
-}
-
 impl Settings {
     /// Checks what a single value cannot show.
     ///
@@ -291,6 +198,25 @@ impl Settings {
         {
             check_url(name, url)?;
         }
+        if let InitialPosition::Time(time) = self.initial_position
+            && time.as_millisecond() > Clock::system().now()
+        {
+            return Err(ConfigError(format!("INITIAL_POSITION: {time} lies ahead; allowed is a time in the past")));
+        }
+        match (&self.stream, &self.dead_letter_queue) {
+            (StreamName::Kinesis(_), None) => {
+                return Err(ConfigError(
+                    "DEAD_LETTER_QUEUE: with STREAM=kinesis:... it is needed: the URL of an SQS queue".to_owned(),
+                ));
+            }
+            (StreamName::Local(_), Some(_)) => {
+                return Err(ConfigError(
+                    "DEAD_LETTER_QUEUE: with STREAM=local:... the local store takes the dead letters; allowed is none"
+                        .to_owned(),
+                ));
+            }
+            _ => {}
+        }
         if self.worker_id.as_deref().is_some_and(|id| id.is_empty() || id.len() > 256) {
             return Err(ConfigError("WORKER_ID: allowed is a text of 1 to 256 bytes".to_owned()));
         }
@@ -301,19 +227,39 @@ impl Settings {
     ///
     /// # Errors
     /// A line that says which settings can give one.
-    pub fn api_key(&self) -> Result<Source, ConfigError> {
-        let key = self.amberflo_api_key.as_ref().filter(|key| !key.0.is_empty());
-        match (key, &self.amberflo_api_key_file) {
-            (Some(Secret(key)), None) => ApiKey::new(key)
-                .map(Source::Setting)
-                .map_err(|error| ConfigError(format!("AMBERFLO_API_KEY: {error}; allowed is visible ASCII"))),
-            (None, Some(path)) => Ok(Source::File(path.clone())),
-            (None, None) => Err(ConfigError(
-                "no API key: set AMBERFLO_API_KEY, or AMBERFLO_API_KEY_FILE to a file that holds it".to_owned(),
+    pub fn key(&self) -> Result<KeySetting, ConfigError> {
+        let mut found = Vec::new();
+        // An empty variable counts as none, as deployments often leave it.
+        if let Some(key) = self.amberflo_api_key.as_ref().filter(|key| !key.reveal().is_empty()) {
+            let key = ApiKey::new(key.reveal())
+                .map_err(|error| ConfigError(format!("AMBERFLO_API_KEY: {error}; allowed is visible ASCII")))?;
+            found.push(("AMBERFLO_API_KEY", KeySetting::Value(key)));
+        }
+        if let Some(path) = &self.amberflo_api_key_file {
+            found.push(("AMBERFLO_API_KEY_FILE", KeySetting::File(path.clone())));
+        }
+        let text = |setting: &Option<String>| setting.clone().filter(|text| !text.is_empty());
+        match (text(&self.api_key_secret_name), text(&self.api_key_secret_id)) {
+            (Some(name), Some(member)) => found.push(("API_KEY_SECRET_NAME", KeySetting::Secret { name, member })),
+            (Some(_), None) => {
+                return Err(ConfigError(
+                    "API_KEY_SECRET_NAME: needs API_KEY_SECRET_ID too: which member of the secret is the API key"
+                        .to_owned(),
+                ));
+            }
+            (None, Some(_)) => {
+                return Err(ConfigError("API_KEY_SECRET_ID: needs API_KEY_SECRET_NAME too: which secret".to_owned()));
+            }
+            (None, None) => {}
+        }
+        match found.len() {
+            0 => Err(ConfigError(
+                "no API key: set AMBERFLO_API_KEY, or AMBERFLO_API_KEY_FILE to a file that holds it, or \
+                 API_KEY_SECRET_NAME and API_KEY_SECRET_ID"
+                    .to_owned(),
             )),
-            (Some(_), Some(_)) => Err(ConfigError(
-                "AMBERFLO_API_KEY and AMBERFLO_API_KEY_FILE are both set; allowed is one of them".to_owned(),
-            )),
+            1 => Ok(found.remove(0).1),
+            _ => Err(ConfigError(format!("{} and {} are both set; allowed is one of them", found[0].0, found[1].0))),
         }
     }
 
@@ -375,34 +321,4 @@ fn check_url(name: &str, url: &str) -> Result<(), ConfigError> {
         (Some("http" | "https"), Some(host)) if !host.is_empty() && !url.contains('?') => Ok(()),
         _ => Err(ConfigError(format!("{name}: {url:?} is not a URL; allowed is http://HOST or https://HOST"))),
     }
-}
-
-fn address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| "allowed is ADDR:PORT, such as 127.0.0.1:4010".to_owned())
-}
-
-fn rate(text: &str) -> Result<f64, String> {
-    text.parse().map_err(|_| "allowed is a number, such as 10".to_owned())
-}
-
-fn reason(text: &str) -> Result<Reason, String> {
-    let names: Vec<&str> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
-    Reason::from_name(text).ok_or_else(|| format!("allowed is one of {}", names.join(", ")))
-}
-
-fn positive<T: FromStr>(text: &str) -> Result<T, String> {
-    text.parse().map_err(|_| "allowed is a whole number from 1".to_owned())
-}
-
-fn whole(text: &str) -> Result<u64, String> {
-    text.parse().map_err(|_| "allowed is a whole number from 0".to_owned())
-}
-
-fn size(text: &str) -> Result<ByteSize, String> {
-    text.parse().map_err(|_| "allowed is a number with a unit, such as 64KiB, 1MiB or 8GiB".to_owned())
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text)
-        .map_err(|_| "allowed is a number with a unit, such as 500ms, 30s, 5m or 1h".to_owned())
 }

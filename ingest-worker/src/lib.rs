@@ -4,6 +4,7 @@
 //! shards find their worker, [`bus`] how events get in when there is no AWS.
 
 pub mod app;
+pub mod backends;
 pub mod backoff;
 pub mod balance;
 pub mod batch;
@@ -16,6 +17,7 @@ pub mod limiter;
 pub mod lineage;
 pub mod meters;
 pub mod metrics;
+pub mod operator;
 pub mod reader;
 pub mod rewind;
 pub mod shard;

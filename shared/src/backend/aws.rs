@@ -8,7 +8,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use aws_config::timeout::TimeoutConfig;
-use aws_config::{BehaviorVersion, SdkConfig};
+use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_sdk_kinesis::error::{ProvideErrorMetadata, SdkError};
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 
@@ -45,11 +45,11 @@ const MISCONFIGURED: &[&str] = &[
     "ValidationException",
 ];
 
-/// Reads the configuration that all clients share.
+/// Reads the configuration that all clients share. `region` counts where the environment and the profile name none.
 ///
 /// # Errors
 /// [`BackendError::Misconfigured`] when no region is known.
-pub async fn configuration() -> Result<SdkConfig, BackendError> {
+pub async fn configuration(region: Option<&str>) -> Result<SdkConfig, BackendError> {
     let http = aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
     let timeouts =
         TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).operation_attempt_timeout(ATTEMPT_TIMEOUT).build();

@@ -1,0 +1,198 @@
+//! The subcommands for operators: dead letters and leases.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+use shared::backend::local::LocalStore;
+use shared::backend::{Checkpoint, Lease, Leases, Position, ShardId};
+use shared::clock::{Clock, millis};
+use shared::dead_letter::DeadLetter;
+use shared::redrive;
+use shared::service::{self, ConfigError};
+use tokio::time::{Instant, sleep};
+
+use crate::backends::{Backends, Kind};
+use crate::config::{DeadLettersCommand, LeasesCommand, Settings, StreamName};
+use crate::rewind::rewind;
+
+/// Letters received at a time.
+const PAGE: usize = 100;
+/// A received letter is hidden from other receivers, and from the next call, for a minute: what is listed within less is
+/// listed once.
+const LIST_TIME: Duration = Duration::from_secs(50);
+/// A queue of many servers may answer a call with nothing although it holds something.
+const EMPTY_ANSWERS: u32 = 3;
+
+/// Lists, redrives or deletes dead letters.
+///
+/// # Errors
+/// When the settings name nothing that works, or the queue or the stream fails.
+pub async fn dead_letters(settings: &Settings, command: DeadLettersCommand) -> anyhow::Result<ExitCode> {
+    let backends = open(settings).await?;
+    match command {
+        DeadLettersCommand::List => each(&backends, |_| true, false).await?,
+        DeadLettersCommand::Delete { reason, before } => {
+            let is_meant = |letter: &DeadLetter| {
+                reason.is_none_or(|reason| reason.as_str() == letter.reason)
+                    && before.is_none_or(|before| letter.dead_lettered_at < before.as_millisecond())
+            };
+            each(&backends, is_meant, true).await?;
+        }
+        DeadLettersCommand::Redrive => {
+            let report = redrive::all(&*backends.dead_letters, &*backends.stream, Clock::system().now()).await?;
+            println!("{}", serde_json::to_string(&report)?);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn open(settings: &Settings) -> anyhow::Result<Backends> {
+    settings.check()?;
+    service::init_logs(&settings.logs)?;
+    if let StreamName::Local(directory) = &settings.stream
+        && !directory.is_dir()
+    {
+        let given = &settings.stream;
+        return Err(ConfigError(format!("STREAM: {given}: there is no such directory; give the worker's")).into());
+    }
+    Backends::open(settings).await
+}
+
+/// Prints the letters that are meant, and deletes them where that is wanted.
+async fn each(backends: &Backends, is_meant: impl Fn(&DeadLetter) -> bool, delete: bool) -> anyhow::Result<()> {
+    match &backends.kind {
+        Kind::Local(store) => each_local(store, is_meant, delete).await,
+        Kind::Aws { .. } => each_received(backends, is_meant, delete).await,
+    }
+}
+
+async fn each_local(store: &LocalStore, is_meant: impl Fn(&DeadLetter) -> bool, delete: bool) -> anyhow::Result<()> {
+    let mut after = 0;
+    loop {
+        let page = store.peek_dead_letters(after, PAGE).await?;
+        let Some((last, _)) = page.last() else {
+            return Ok(());
+        };
+        after = *last;
+        let meant: Vec<_> = page.into_iter().filter(|(_, letter)| is_meant(letter)).collect();
+        for (_, letter) in &meant {
+            println!("{}", serde_json::to_string(letter)?);
+        }
+        if delete {
+            store.delete_dead_letters(meant.iter().map(|(id, _)| *id).collect()).await?;
+        }
+    }
+}
+
+async fn each_received(
+    backends: &Backends,
+    is_meant: impl Fn(&DeadLetter) -> bool,
+    delete: bool,
+) -> anyhow::Result<()> {
+    let (started, mut empty) = (Instant::now(), 0);
+    while empty < EMPTY_ANSWERS {
+        if started.elapsed() >= LIST_TIME {
+            tracing::warn!("there are more letters than can be received in {LIST_TIME:?}: run it again in a minute");
+            break;
+        }
+        let letters = backends.dead_letters.receive(PAGE).await?;
+        if letters.is_empty() {
+            empty += 1;
+            sleep(Duration::from_millis(200)).await;
+            continue;
+        }
+        empty = 0;
+        let meant: Vec<_> = letters.into_iter().filter(|received| is_meant(&received.letter)).collect();
+        for received in &meant {
+            println!("{}", serde_json::to_string(&received.letter)?);
+        }
+        if delete {
+            let receipts: Vec<String> = meant.into_iter().map(|received| received.receipt).collect();
+            backends.dead_letters.delete(&receipts).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Lists leases, or goes back in the stream.
+///
+/// # Errors
+/// When the settings name nothing that works, or the table fails.
+pub async fn leases(settings: &Settings, command: LeasesCommand) -> anyhow::Result<ExitCode> {
+    let backends = open(settings).await?;
+    let leases = backends.leases(settings).await?;
+    let rows = match command {
+        LeasesCommand::List => leases.list().await?,
+        LeasesCommand::Rewind { to, shard } => {
+            rewound(settings, &backends, leases, to.as_millisecond(), shard.map(ShardId)).await?
+        }
+    };
+    let mut rows = rows;
+    rows.sort_by(|a, b| a.shard.cmp(&b.shard));
+    for row in rows {
+        println!("{}", describe(&row));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn rewound(
+    settings: &Settings,
+    backends: &Backends,
+    leases: Arc<dyn Leases>,
+    to: i64,
+    shard: Option<ShardId>,
+) -> anyhow::Result<Vec<Lease>> {
+    let now = Clock::system().now();
+    if to > now {
+        return Err(ConfigError("--to: lies ahead; allowed is a time in the past".to_owned()).into());
+    }
+    if let Some(shard) = &shard
+        && leases.list().await?.iter().all(|lease| lease.shard != *shard)
+    {
+        return Err(
+            ConfigError(format!("--shard: {shard} has no lease; `leases list` shows those that there are")).into()
+        );
+    }
+    if let Kind::Aws { retention, .. } = &backends.kind
+        && to < now - millis(*retention)
+    {
+        tracing::warn!(?retention, "the stream has forgotten the first part: it begins with what it still holds");
+    }
+    if to < now - millis(settings.dedup_window) {
+        tracing::warn!(
+            window = ?settings.dedup_window,
+            "this goes further back than the dedup window: all that was delivered since then is sent to Amberflo again, \
+             as identical records, and only Amberflo's own deduplication keeps it from being billed twice"
+        );
+    }
+    let rewound = rewind(&*leases, to, shard.as_ref()).await?;
+    if rewound.is_empty() {
+        tracing::warn!("no shard was further on than that: nothing changed");
+    }
+    Ok(rewound)
+}
+
+fn describe(lease: &Lease) -> serde_json::Value {
+    let time =
+        |time: i64| jiff::Timestamp::from_millisecond(time).map_or_else(|_| time.to_string(), |time| time.to_string());
+    let checkpoint = match &lease.checkpoint {
+        Checkpoint::Start(Position::TrimHorizon) => json!({"start": "trim-horizon"}),
+        Checkpoint::Start(Position::AtTime(at)) => json!({"start": time(*at)}),
+        Checkpoint::Start(Position::At(number)) => json!({"startAt": number.to_string()}),
+        Checkpoint::Start(Position::After(number)) => json!({"startAfter": number.to_string()}),
+        Checkpoint::Settled { sequence_number, arrived_at } => {
+            json!({"settledThrough": sequence_number.to_string(), "arrivedAt": time(*arrived_at)})
+        }
+        Checkpoint::Rewound(to) => json!({"rewoundTo": time(*to)}),
+        Checkpoint::Ended => json!("ended"),
+    };
+    json!({
+        "shard": lease.shard.to_string(),
+        "owner": lease.owner.as_ref().map(ToString::to_string),
+        "counter": lease.counter,
+        "wantedBy": lease.wanted_by.as_ref().map(ToString::to_string),
+        "checkpoint": checkpoint,
+    })
+}
