@@ -1,7 +1,7 @@
 //! Kinesis Data Streams as a [`Stream`].
 //!
-//! One reader polls each shard; there is no enhanced fan-out. What the service limits
-//! (<https://docs.aws.amazon.com/streams/latest/dev/service-sizes-and-limits.html>), [`reader`] and [`publish`] keep.
+//! One reader polls each shard; there is no enhanced fan-out. Reading and publishing keep to the limits of
+//! <https://docs.aws.amazon.com/streams/latest/dev/service-sizes-and-limits.html>.
 
 mod name;
 mod publish;

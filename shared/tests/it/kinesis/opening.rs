@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde_json::{Value, json};
 use shared::backend::kinesis::KinesisStream;
-use shared::backend::{BackendError, ShardId, Stream as _};
+use shared::backend::{BackendError, NewRecord, Position, ShardId, Stream as _};
 
-use super::canned::{ARN, Answer, Canned, SHARD, shard, summary};
+use super::canned::{ARN, Answer, Canned, SHARD, records, shard, summary};
 
 async fn open_error(canned: &Canned, name: &str) -> BackendError {
     KinesisStream::open(&canned.config(), name).await.unwrap_err()
@@ -19,19 +20,31 @@ async fn tells_name_arn_region_and_retention() {
     assert_eq!(stream.retention(), Duration::from_secs(24 * 3600));
 }
 
+/// Calls every operation.
+async fn use_it(stream: &KinesisStream) {
+    let shard = stream.shards().await.unwrap().remove(0).id;
+    stream.reader(&shard, Position::TrimHorizon).await.unwrap().next(1).await.unwrap();
+    let record = NewRecord { partition_key: "tenant".to_owned(), data: Bytes::from_static(b"x") };
+    stream.publish(vec![record]).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_stream_is_addressed_as_it_was_named() {
     let canned = Canned::new();
-    canned.open().await.shards().await.unwrap();
+    canned.on("GetRecords", |_| records(vec![], Some("next"), 0));
+    canned.on("PutRecords", |_| Answer::Json(json!({"Records": [{"SequenceNumber": "1", "ShardId": SHARD}]})));
+    use_it(&canned.open().await).await;
     let arn = "arn:aws-cn:kinesis:cn-north-1:123456789012:stream/events";
     let stream = KinesisStream::open(&canned.config(), arn).await.unwrap();
-    stream.shards().await.unwrap();
+    use_it(&stream).await;
     assert_eq!((stream.name(), stream.region()), ("events", "cn-north-1"), "the ARN's region goes first");
-    for operation in ["DescribeStreamSummary", "ListShards"] {
+    for operation in ["DescribeStreamSummary", "ListShards", "GetShardIterator", "GetRecords", "PutRecords"] {
         let calls = canned.calls(operation);
-        assert_eq!(calls[0].body, json!({"StreamName": "events"}));
+        // An iterator belongs to its stream already.
+        assert!(calls[0].body["StreamName"] == "events" || operation == "GetRecords");
+        assert!(calls[0].body["StreamARN"].is_null() && calls[1].body["StreamName"].is_null());
         assert!(calls[0].host.contains("us-east-1.amazonaws.com"), "{}", calls[0].host);
-        assert_eq!(calls[1].body, json!({"StreamARN": arn}));
+        assert_eq!(calls[1].body["StreamARN"], arn);
         assert!(calls[1].host.contains("cn-north-1.amazonaws.com.cn"), "{}", calls[1].host);
     }
 }

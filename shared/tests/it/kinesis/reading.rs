@@ -126,10 +126,10 @@ async fn the_limit_follows_the_size_of_the_records() {
     canned.on("GetRecords", move |body| {
         let limit = body["Limit"].as_u64().unwrap();
         size = if limit == 10_000 { 64 * 1024 } else { size };
-        records((0..limit.min(300)).map(|n| record(&n.to_string(), &vec![0; size], 0)).collect(), Some("next"), 1)
+        records((0..limit.min(20)).map(|n| record(&n.to_string(), &vec![0; size], 0)).collect(), Some("next"), 1)
     });
     let mut reader = reader(&canned.open().await, Position::TrimHorizon).await;
-    for _ in 0..400 {
+    for _ in 0..80 {
         reader.next(1 << 20).await.unwrap();
     }
     let limits = limits(&canned);
