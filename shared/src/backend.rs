@@ -3,12 +3,13 @@
 //! | trait | on AWS | on one machine |
 //! |---|---|---|
 //! | [`Stream`] | Kinesis | [`local::LocalStore`] |
-//! | [`Leases`] | DynamoDB | [`local::LocalStore`] |
+//! | [`Leases`] | [`dynamodb::DynamoLeases`] | [`local::LocalStore`] |
 //! | [`DeadLetters`] | SQS | [`local::LocalStore`] |
 //!
 //! Every implementation keeps the obligations written here; the contract suite in `tests/it/contract.rs` checks them.
 
 pub mod aws;
+pub mod dynamodb;
 pub mod local;
 
 use std::fmt;
