@@ -4,7 +4,7 @@
 //!
 //! - Every write is conditional and by attribute: it never makes a row that is gone, and what others keep in a row
 //!   survives.
-//! - A call answers within [`CALL_TIMEOUT`], its retries included, so that the keeper of a lease can try again before
+//! - A write answers within [`WRITE_TIMEOUT`], its retries included, so that the keeper of a lease can try again before
 //!   its fence falls. A write that landed although its answer was lost, or whose retry the SDK made, is recognised by
 //!   the row that the refused retry found.
 //! - [`list`](Leases::list) may be some moments old: its reads are eventually consistent, at half the price, as in the
@@ -38,17 +38,18 @@ use super::{BackendError, Checkpoint, Lease, Leases, Position, Shard, ShardId, W
 use row::Layout;
 use update::{Update, number, text};
 
-/// A call that has no answer after this long is given up; the SDK's own retries happen within. A third of the KCL's
-/// failover time has passed when a renewal begins and its fence falls a fifth before the end, so at 10 s two calls
-/// fit.
-pub const CALL_TIMEOUT: Duration = Duration::from_secs(4);
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
+/// A write that has no answer after this long is given up; the SDK's own retries happen within. At a failover time of
+/// 10 s a renewal begins 4.7 s before the fence falls: one that is not answered is reported, and tried once more.
+pub const WRITE_TIMEOUT: Duration = Duration::from_secs(3);
+const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(1_500);
 const INITIAL_BACKOFF: Duration = Duration::from_millis(50);
 const MAX_BACKOFF: Duration = Duration::from_millis(500);
 
 /// The DynamoDB end of [`Leases`].
 pub struct DynamoLeases {
     client: Client,
+    /// With the usual timeouts, for what no fence waits for.
+    patient: Client,
     layout: Layout,
     /// The checkpoint that a held row had at a counter: tells whether a write moves it.
     written: Mutex<HashMap<ShardId, (u64, Checkpoint)>>,
@@ -64,9 +65,15 @@ impl DynamoLeases {
     pub async fn open(config: &SdkConfig, table: &str, create: bool) -> Result<Self, BackendError> {
         let region = config.region().map_or("", |region| region.as_ref());
         table::check_name(table, region)?;
-        let client = client(config);
-        table::open(&client, table, region, create).await?;
-        Ok(Self { client, layout: Layout { table: table.to_owned() }, written: Mutex::default() })
+        // Credentials come with the first call, and may take longer than a renewal has.
+        let patient = Client::new(config);
+        table::open(&patient, table, region, create).await?;
+        Ok(Self {
+            client: quick_client(config),
+            patient,
+            layout: Layout { table: table.to_owned() },
+            written: Mutex::default(),
+        })
     }
 
     async fn write(&self, shard: &ShardId, update: Update) -> Result<Written, BackendError> {
@@ -146,7 +153,7 @@ impl Written {
 #[async_trait]
 impl Leases for DynamoLeases {
     async fn list(&self) -> Result<Vec<Lease>, BackendError> {
-        let scan = self.client.scan().table_name(&self.layout.table);
+        let scan = self.patient.scan().table_name(&self.layout.table);
         let mut items = scan.into_paginator().items().send();
         let mut leases = Vec::new();
         while let Some(item) = items.next().await {
@@ -259,10 +266,10 @@ impl Leases for DynamoLeases {
     }
 }
 
-/// The user's settings for retries stay, but what one call may take is ours: see [`CALL_TIMEOUT`].
-fn client(config: &SdkConfig) -> Client {
+/// The user's settings for retries stay, but what one write may take is ours: see [`WRITE_TIMEOUT`].
+fn quick_client(config: &SdkConfig) -> Client {
     let timeouts = config.timeout_config().map_or_else(TimeoutConfig::builder, TimeoutConfig::to_builder);
-    let timeouts = timeouts.operation_attempt_timeout(ATTEMPT_TIMEOUT).operation_timeout(CALL_TIMEOUT).build();
+    let timeouts = timeouts.operation_attempt_timeout(ATTEMPT_TIMEOUT).operation_timeout(WRITE_TIMEOUT).build();
     let retries = config.retry_config().cloned().unwrap_or_else(RetryConfig::standard);
     let retries = retries.with_initial_backoff(INITIAL_BACKOFF).with_max_backoff(MAX_BACKOFF);
     let config = aws_sdk_dynamodb::config::Builder::from(config).timeout_config(timeouts).retry_config(retries);

@@ -51,8 +51,7 @@ async fn workers_that_create_the_table_at_once_all_open_it() {
     let Some(url) = moto("creation-race").await else { return };
     let configuration = emulators::configuration(&url);
     let open = || DynamoLeases::open(&configuration, "creation-race", true);
-    let (a, b, c) = tokio::join!(open(), open(), open());
-    (a.unwrap(), b.unwrap(), c.unwrap());
+    tokio::try_join!(open(), open(), open()).unwrap();
 
     // The order of which the emulator makes too little: the other was faster, and the table takes its time.
     let proxy = Proxy::start(&url).await;
