@@ -2,13 +2,16 @@
 //!
 //! | trait | on AWS | on one machine |
 //! |---|---|---|
-//! | [`Stream`] | [`kinesis::KinesisStream`] | [`local::LocalStore`] |
 //! | [`Leases`] | DynamoDB | [`local::LocalStore`] |
+//! | [`Leases`] | [`dynamodb::DynamoLeases`] | [`local::LocalStore`] |
+//! | [`Stream`] | Kinesis | [`local::LocalStore`] |
+//! | [`Stream`] | [`kinesis::KinesisStream`] | [`local::LocalStore`] |
 //! | [`DeadLetters`] | SQS | [`local::LocalStore`] |
 //!
 //! Every implementation keeps the obligations written here; the contract suite in `tests/it/contract.rs` checks them.
 
 pub mod aws;
+pub mod dynamodb;
 pub mod kinesis;
 pub mod local;
 

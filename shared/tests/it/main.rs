@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in helpers too")]
 
 mod contract;
+mod dynamodb;
 mod event;
 mod kinesis;
 mod local;
