@@ -4,11 +4,11 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in helpers too")]
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
+use emulators::skip;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::Command;
@@ -95,17 +95,6 @@ async fn check_stream(bus: &LocalBus, accepted: &[String]) {
             assert_ne!(envelope["time"], "2023-11-14T22:13:20Z");
             assert_eq!(envelope["resources"], json!([]));
         }
-    }
-}
-
-/// Says that a suite did not run, where `make test` collects it.
-fn skip(suite: &str, reason: &str) {
-    let line = format!("SKIPPED {suite}: {reason}");
-    assert_ne!(environment("CI").as_deref(), Some("true"), "{line}");
-    println!("{line}");
-    if let Some(report) = environment("SUITE_REPORT") {
-        let mut file = std::fs::File::options().append(true).create(true).open(report).unwrap();
-        writeln!(file, "{line}").unwrap();
     }
 }
 
