@@ -106,6 +106,7 @@ impl DeadLetter {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use serde_json::json;
 
     use super::*;
     use crate::backend::SequenceNumber;
@@ -120,6 +121,40 @@ mod tests {
         let shard = ShardId("shard-0".to_owned());
         let origin = Origin { stream: "local", shard: &shard, worker: "w", now: 2 };
         DeadLetter::new(&record, origin, Reason::NotJson, "why".to_owned(), Identity::default())
+    }
+
+    /// Queues may hold letters of before an update.
+    #[test]
+    fn the_json_forms_of_payloads_stay() {
+        let members = |letter: &DeadLetter| match serde_json::to_value(letter).unwrap() {
+            serde_json::Value::Object(mut members) => {
+                members.retain(|name, _| name.starts_with("payload"));
+                serde_json::Value::Object(members)
+            }
+            other => other,
+        };
+        assert_eq!(members(&letter(b"{\"a\": 1}")), json!({"payload": "{\"a\": 1}"}));
+        assert_eq!(members(&letter(b"\xff\x00")), json!({"payloadBase64": "/wA="}));
+        let omitted = Omitted { bytes: 3, sha256: sha256(b"abc"), forgotten_at: 86_400_000 };
+        let omitted = DeadLetter { payload: Payload::Omitted(omitted), ..letter(b"") };
+        let digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        let form = json!({"payloadBytes": 3, "payloadSha256": digest, "payloadForgottenAt": 86_400_000});
+        assert_eq!(members(&omitted), form);
+        assert_eq!(serde_json::from_value::<DeadLetter>(serde_json::to_value(&omitted).unwrap()).unwrap(), omitted);
+    }
+
+    #[test]
+    fn a_compressed_payload_is_read_and_a_bomb_is_not() {
+        let read = |packed: String| {
+            let mut json = serde_json::to_value(letter(b"")).unwrap();
+            json.as_object_mut().unwrap().remove("payload");
+            json["payloadGzipBase64"] = packed.into();
+            serde_json::from_value::<DeadLetter>(json)
+        };
+        assert_eq!(read(gzip_base64(b"\xff\x00")).unwrap(), letter(b"\xff\x00"));
+        assert!(read("not base64".to_owned()).is_err());
+        assert!(read("AAAA".to_owned()).is_err());
+        assert!(read(gzip_base64(&vec![0; 65 << 20])).is_err());
     }
 
     #[test]

@@ -189,26 +189,28 @@ fn key(letter: &DeadLetter) -> u64 {
     hasher.finish()
 }
 
-/// The record to publish for `letter`: the payload as it arrived, with a marker beside `detail` that keeps the event's
-/// identity and time. A bare `detail` is wrapped. A payload that is not in the letter is read from `stream`.
+/// The record to publish for `letter`. A payload that is not in the letter is read from `stream`.
 ///
 /// # Errors
 /// When the payload is not a valid usage event (it would come back), or is not to be had.
 pub async fn record(letter: &DeadLetter, stream: &dyn Stream) -> Result<NewRecord, RedriveError> {
-    let is_final = Reason::from_name(&letter.reason).is_some_and(Reason::is_final);
-    let identity = letter.unique_id.clone().zip(letter.meter_time_in_millis).filter(|_| !is_final);
-    let Some((unique_id, meter_time_in_millis)) = identity else {
-        let (reason, detail) = (&letter.reason, &letter.detail);
-        return Err(RedriveError::NotRedrivable(format!("the payload is not a usage event ({reason}): {detail}")));
-    };
-    let payload = match &letter.payload {
-        Payload::Stored(payload) => payload.clone(),
-        Payload::Omitted(omitted) => reread(letter, omitted, stream).await?,
-    };
+    marker(letter)?;
+    match &letter.payload {
+        Payload::Stored(payload) => record_of(letter, payload),
+        Payload::Omitted(omitted) => record_of(letter, &reread(letter, omitted, stream).await?),
+    }
+}
+
+/// The record to publish for `letter`, whose payload this is: as it arrived, with a marker beside `detail` that keeps
+/// the event's identity and time. A bare `detail` is wrapped.
+///
+/// # Errors
+/// [`RedriveError::NotRedrivable`] when the payload is not a valid usage event: it would come back.
+pub fn record_of(letter: &DeadLetter, payload: &[u8]) -> Result<NewRecord, RedriveError> {
+    let marker = marker(letter)?;
     let broken = |detail: String| RedriveError::NotRedrivable(format!("the stored payload is damaged: {detail}"));
-    let text = std::str::from_utf8(&payload).map_err(|error| broken(error.to_string()))?;
+    let text = std::str::from_utf8(payload).map_err(|error| broken(error.to_string()))?;
     let top = Object::parse(text, "the payload").map_err(|(_, detail)| broken(detail))?;
-    let marker = Redrive { count: letter.redrive_count.saturating_add(1), unique_id, meter_time_in_millis };
     let marker = serde_json::value::to_raw_value(&marker).map_err(|error| broken(error.to_string()))?;
 
     let mut members: Vec<(&str, &RawValue)> = vec![(REDRIVE_MEMBER, &marker)];
@@ -221,6 +223,16 @@ pub async fn record(letter: &DeadLetter, stream: &dyn Stream) -> Result<NewRecor
         members.push(("detail", whole));
     }
     Ok(NewRecord { partition_key: letter.partition_key.clone(), data: object(&members).into() })
+}
+
+fn marker(letter: &DeadLetter) -> Result<Redrive, RedriveError> {
+    let is_final = Reason::from_name(&letter.reason).is_some_and(Reason::is_final);
+    let identity = letter.unique_id.clone().zip(letter.meter_time_in_millis).filter(|_| !is_final);
+    let Some((unique_id, meter_time_in_millis)) = identity else {
+        let (reason, detail) = (&letter.reason, &letter.detail);
+        return Err(RedriveError::NotRedrivable(format!("the payload is not a usage event ({reason}): {detail}")));
+    };
+    Ok(Redrive { count: letter.redrive_count.saturating_add(1), unique_id, meter_time_in_millis })
 }
 
 /// The payload from its place in the stream, if it is the one that the letter was written for.

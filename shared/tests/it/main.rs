@@ -4,3 +4,6 @@
 mod contract;
 mod event;
 mod local;
+mod redrive;
+mod secrets;
+mod sqs;

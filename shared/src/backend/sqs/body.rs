@@ -158,3 +158,125 @@ fn attributes(letter: &DeadLetter) -> Vec<(&'static str, String)> {
 fn size(attributes: &[(&str, String)]) -> usize {
     attributes.iter().map(|(name, value)| name.len() + ATTRIBUTE_TYPE.len() + value.len()).sum()
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::dead_letter::SCHEMA_VERSION;
+
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+
+    /// A letter whose every text is `text`, as long as a text of a real one can be and longer.
+    fn letter(text: &str, payload: impl Into<Bytes>) -> DeadLetter {
+        DeadLetter {
+            schema_version: SCHEMA_VERSION,
+            reason: text.to_owned(),
+            detail: text.to_owned(),
+            payload: Payload::Stored(payload.into()),
+            partition_key: text.to_owned(),
+            stream: text.to_owned(),
+            shard: text.to_owned(),
+            sequence_number: text.to_owned(),
+            arrived_at: i64::MIN,
+            tenant_id: Some(text.to_owned()),
+            meter_api_name: Some(text.to_owned()),
+            unique_id: Some(text.to_owned()),
+            meter_time_in_millis: Some(i64::MIN),
+            redrive_count: u32::MAX,
+            amberflo_status: Some(u16::MAX),
+            amberflo_answer: Some(text.to_owned()),
+            worker: text.to_owned(),
+            dead_lettered_at: i64::MIN,
+        }
+    }
+
+    /// Bytes that gzip cannot make smaller.
+    fn noise(len: usize) -> Vec<u8> {
+        let mut state = 1_u64;
+        let next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 56) as u8
+        };
+        std::iter::repeat_with(next).take(len).collect()
+    }
+
+    fn is_kept_by_sqs(c: char) -> bool {
+        matches!(c, '\t' | '\n' | '\r' | ' '..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..)
+    }
+
+    fn checked(letter: &DeadLetter, max_bytes: usize) -> (Body, DeadLetter) {
+        let body = fit(letter, max_bytes, DAY).unwrap();
+        assert!(body.size() <= max_bytes, "{} > {max_bytes}", body.size());
+        assert!(body.text.chars().all(is_kept_by_sqs));
+        assert!(body.attributes.iter().all(|(_, value)| !value.is_empty() && value.chars().all(is_kept_by_sqs)));
+        let read = serde_json::from_str(&body.text).unwrap();
+        (body, read)
+    }
+
+    #[test]
+    fn every_letter_fits_in_the_end() {
+        for text in ["", "a", "\u{0}", "\u{ffff}", "\"", "ü", "\u{1f600}"] {
+            for count in [1, 64, 256, 1024, 10_000] {
+                for payload in [vec![], vec![b'a'; 1 << 16], noise(1 << 16), vec![0; 1 << 16]] {
+                    checked(&letter(&text.repeat(count), payload), MIN_ROOM);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_payload_is_whole_then_compressed_then_omitted() {
+        let whole = letter("a", vec![b'x'; 32_000]);
+        let limit = fit(&whole, 1 << 20, DAY).unwrap().size();
+        let (body, read) = checked(&whole, limit);
+        assert!(body.text.contains("\"payload\":") && read == whole, "what fits to the byte stays as it is");
+        let whole = letter("a", vec![b'x'; 40_000]);
+        let limit = fit(&whole, 1 << 20, DAY).unwrap().size();
+        let (body, read) = checked(&whole, limit - 1);
+        assert!(body.text.contains("payloadGzipBase64") && body.omitted.is_none(), "one byte less does not");
+        assert_eq!(read, whole);
+
+        let noisy = DeadLetter { arrived_at: 1000, ..letter("a", noise(100_000)) };
+        let (body, read) = checked(&noisy, MIN_ROOM);
+        assert!(body.omitted.is_some());
+        let omitted = Omitted { bytes: 100_000, sha256: sha256(&noise(100_000)), forgotten_at: 1000 + 86_400_000 };
+        assert_eq!(read, DeadLetter { payload: Payload::Omitted(omitted), ..noisy });
+    }
+
+    #[test]
+    fn a_long_detail_goes_before_the_payload_does() {
+        let payload = noise(20_000);
+        let long = DeadLetter { detail: "é".repeat(20_000), ..letter("a", payload.clone()) };
+        let (_, read) = checked(&long, MIN_ROOM);
+        assert_eq!(read.payload, Payload::Stored(payload.into()));
+        assert!(read.detail.ends_with(ELLIPSIS) && read.detail.len() <= MAX_NAME_BYTES, "{}", read.detail);
+        assert_eq!(DeadLetter { detail: String::new(), ..read }, DeadLetter { detail: String::new(), ..long });
+    }
+
+    #[test]
+    fn an_identity_of_the_longest_kind_is_kept() {
+        let longest = DeadLetter {
+            tenant_id: Some("\u{1}".repeat(MAX_NAME_BYTES)),
+            meter_api_name: Some("\u{1}".repeat(MAX_NAME_BYTES)),
+            unique_id: Some("\u{1}".repeat(MAX_UNIQUE_ID_BYTES)),
+            partition_key: "\u{1}".repeat(MAX_NAME_BYTES),
+            ..letter("9", noise(100_000))
+        };
+        let (body, read) = checked(&longest, MIN_ROOM);
+        let payload = read.payload.clone();
+        assert_eq!(read, DeadLetter { payload, ..longest });
+        assert_eq!(body.attributes, [("reason", "9".to_owned())], "a tenant that SQS refuses is no attribute");
+    }
+
+    proptest! {
+        #[test]
+        fn what_fits_comes_back_as_it_was(text in any::<String>(), payload in any::<Vec<u8>>()) {
+            let before = letter(&text, payload);
+            let (_, after) = checked(&before, MIN_ROOM);
+            prop_assert_eq!(after, before);
+        }
+    }
+}
