@@ -9,7 +9,9 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::time::timeout;
 
-use crate::backend::{BackendError, DeadLetters, NewRecord, Position, Received, Record, SequenceNumber, ShardId, Stream};
+use crate::backend::{
+    BackendError, DeadLetters, NewRecord, Position, Received, Record, SequenceNumber, ShardId, Stream,
+};
 use crate::clock::UnixMillis;
 use crate::dead_letter::{DeadLetter, Omitted, Payload, sha256};
 use crate::event::{REDRIVE_MEMBER, Redrive, is_envelope};

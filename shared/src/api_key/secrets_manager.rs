@@ -45,7 +45,9 @@ impl Secret {
         let secret = answer.map_err(|error| self.error(&error))?;
         let name = &self.name;
         let Some(text) = secret.secret_string() else {
-            return Err(refused(format!("API_KEY_SECRET_NAME: the secret {name:?} is binary; allowed is a JSON object")));
+            return Err(refused(format!(
+                "API_KEY_SECRET_NAME: the secret {name:?} is binary; allowed is a JSON object"
+            )));
         };
         let member = member(text, &self.member);
         member.map_err(|(setting, error)| refused(format!("{setting}: the secret {name:?} {error}")))
@@ -107,7 +109,9 @@ fn member(text: &str, name: &str) -> Result<ApiKey, (&'static str, String)> {
         return Err((NAME, format!("is JSON but no object; allowed is one such as {{{name:?}: \"the key\"}}")));
     };
     match members.get(name) {
-        Some(Value::String(key)) => ApiKey::new(key).map_err(|error| (ID, format!("has a bad member {name:?}: {error}"))),
+        Some(Value::String(key)) => {
+            ApiKey::new(key).map_err(|error| (ID, format!("has a bad member {name:?}: {error}")))
+        }
         Some(_) => Err((ID, format!("has a member {name:?} that is not a string"))),
         None => Err((ID, format!("has no member {name:?}"))),
     }
@@ -127,7 +131,8 @@ mod tests {
         ] {
             assert_eq!(check(good, "eu-west-1"), Ok(()), "{good}");
         }
-        for bad in ["", "a b", "ä", "arn:", "arn:aws:sqs:eu-west-1:123456789012:q", "arn:aws:secretsmanager:eu-west-1:1:x:y"]
+        for bad in
+            ["", "a b", "ä", "arn:", "arn:aws:sqs:eu-west-1:123456789012:q", "arn:aws:secretsmanager:eu-west-1:1:x:y"]
         {
             assert!(check(bad, "eu-west-1").unwrap_err().contains("allowed is"), "{bad:?}");
         }

@@ -62,7 +62,8 @@ impl SqsDeadLetters {
     /// [`BackendError::Misconfigured`] says in one line what is wrong with the queue or its URL;
     /// [`BackendError::Unavailable`] where SQS does not answer.
     pub async fn open(config: &SdkConfig, queue_url: &str, retention: Duration) -> Result<Self, BackendError> {
-        let refused = |detail: String| BackendError::Misconfigured(format!("dead-letter queue {queue_url:?}: {detail}"));
+        let refused =
+            |detail: String| BackendError::Misconfigured(format!("dead-letter queue {queue_url:?}: {detail}"));
         let region = config.region().map_or("", |region| region.as_ref());
         let surroundings = Surroundings { region, has_own_endpoint: has_own_endpoint(config) };
         queue_url::check(queue_url, &surroundings).map_err(refused)?;

@@ -113,7 +113,9 @@ impl DeadLetters for Forgetful {
         let letters = self.letters.lock().unwrap();
         let start = if *calls % 4 == 0 { letters.len() / 2 } else { 0 };
         let page = letters.iter().skip(start).take(letters.len().div_ceil(2));
-        Ok(page.map(|letter| Received { receipt: letter.dead_lettered_at.to_string(), letter: letter.clone() }).collect())
+        Ok(page
+            .map(|letter| Received { receipt: letter.dead_lettered_at.to_string(), letter: letter.clone() })
+            .collect())
     }
 
     async fn delete(&self, receipts: &[String]) -> Result<(), BackendError> {

@@ -158,7 +158,8 @@ async fn over_the_bus_too() {
     let mut letters = site.letters().await;
     letters.retain(|letter| !text(letter.payload.stored().unwrap()).contains(&"[".repeat(100)));
     for (detail, reason) in &details {
-        let found: Vec<_> = letters.iter().filter(|letter| text(letter.payload.stored().unwrap()).contains(detail.as_str())).collect();
+        let found: Vec<_> =
+            letters.iter().filter(|letter| text(letter.payload.stored().unwrap()).contains(detail.as_str())).collect();
         let reasons: Vec<_> = found.iter().map(|letter| &*letter.reason).collect();
         assert!(reasons.contains(&reason.as_str()), "{detail}: {reasons:?}");
     }
