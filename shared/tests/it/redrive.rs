@@ -107,11 +107,11 @@ impl DeadLetters for Forgetful {
     async fn receive(&self, _: usize) -> Result<Vec<Received>, BackendError> {
         let mut calls = self.calls.lock().unwrap();
         *calls += 1;
-        if *calls % 2 == 1 {
+        if !calls.is_multiple_of(2) {
             return Ok(Vec::new());
         }
         let letters = self.letters.lock().unwrap();
-        let start = if *calls % 4 == 0 { letters.len() / 2 } else { 0 };
+        let start = if calls.is_multiple_of(4) { letters.len() / 2 } else { 0 };
         let page = letters.iter().skip(start).take(letters.len().div_ceil(2));
         Ok(page
             .map(|letter| Received { receipt: letter.dead_lettered_at.to_string(), letter: letter.clone() })

@@ -54,7 +54,7 @@ async fn every_mistake_in_a_secret_is_one_line_that_names_it_and_shows_nothing_o
     for (name, setting, reason) in [
         ("none", "API_KEY_SECRET_NAME", "find the specified secret"),
         ("unset", "API_KEY_SECRET_NAME", "find the specified secret"),
-        ("deleted", "API_KEY_SECRET_NAME", "deletion"),
+        ("deleted", "API_KEY_SECRET_NAME", "marked"),
         ("binary", "API_KEY_SECRET_NAME", "is binary"),
         ("text", "API_KEY_SECRET_NAME", "is not JSON"),
         ("list", "API_KEY_SECRET_NAME", "no object"),

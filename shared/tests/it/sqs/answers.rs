@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use metrics_exporter_prometheus::PrometheusBuilder;
 use serde_json::{Value, json};
 use shared::backend::sqs::SqsDeadLetters;
 use shared::backend::{BackendError, DeadLetters};
@@ -192,4 +193,28 @@ async fn a_delete_that_failed_is_made_again_and_one_of_an_unknown_receipt_is_not
     let calls = server.calls("DeleteMessageBatch");
     assert_eq!(calls.iter().map(ids).collect::<Vec<_>>(), [vec!["0", "1", "2"], vec!["1"]]);
     assert_eq!(calls[1]["Entries"][0]["ReceiptHandle"], "r1");
+}
+
+#[tokio::test]
+async fn an_omitted_payload_is_counted_once_its_letter_is_stored() {
+    let sends = AtomicUsize::new(0);
+    let server = Canned::start(move |operation, input| match operation {
+        "GetQueueAttributes" => Ok(attributes(40_000)),
+        _ if sends.fetch_add(1, Ordering::Relaxed) == 0 => {
+            Err(ServiceError(400, "com.amazonaws.sqs#OverLimit", "not now"))
+        }
+        _ => Ok(batch_answer(input, &[], &[])),
+    })
+    .await;
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    let counted = || recorder.handle().render();
+    let queue = open(&server).await;
+    // Digits of numbers compress to less than half, so this is too large in every form.
+    let digits: String = (0..100_000_u32).map(|n| n.wrapping_mul(2_654_435_761).to_string()).collect();
+    let sent = [DeadLetter { payload: Payload::Stored(digits.into()), ..letter(0) }, letter(1)];
+    assert!(queue.send(&sent).await.is_err());
+    assert!(!counted().contains("omitted"), "{}", counted());
+    queue.send(&sent).await.unwrap();
+    assert!(counted().contains("ingest_dead_letters_omitted_total 1"), "{}", counted());
 }
