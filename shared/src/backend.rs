@@ -14,6 +14,7 @@ pub mod aws;
 pub mod dynamodb;
 pub mod kinesis;
 pub mod local;
+pub mod sqs;
 
 use std::fmt;
 use std::ops::RangeInclusive;
