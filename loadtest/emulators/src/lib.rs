@@ -13,21 +13,38 @@
 //! # }
 //! ```
 
+mod canned;
+mod fault;
 mod process;
+mod server;
+mod services;
+mod streams;
+mod throttle;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
+use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 
+pub use canned::{CannedKinesis, CannedSettings, CannedShard};
+pub use fault::{Fault, THROUGHPUT_EXCEEDED};
+pub use services::{create_queue, put_secret, take_messages};
+pub use streams::Stream;
+pub use throttle::{Calls, Throttle};
+
 use process::Process;
 
 /// The region of [`configuration`] and [`environment`].
 pub const REGION: &str = "us-east-1";
+
+/// A test on a busy machine waits for long, but not for ever.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// An emulated Kinesis with no streams; several at once do not see each other. Needs Node.js.
 #[derive(Debug)]
@@ -91,12 +108,14 @@ impl Moto {
 /// The configuration of a client that uses the emulator at `url`.
 pub fn configuration(url: &str) -> SdkConfig {
     let http = aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
+    let timeouts = TimeoutConfig::builder().operation_attempt_timeout(ATTEMPT_TIMEOUT).build();
     let credentials = Credentials::new("emulated", "emulated", None, None, "emulators");
     SdkConfig::builder()
         .behavior_version(BehaviorVersion::v2026_01_12())
         .region(Region::from_static(REGION))
         .credentials_provider(SharedCredentialsProvider::new(credentials))
         .http_client(http)
+        .timeout_config(timeouts)
         .endpoint_url(url)
         .build()
 }
