@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use aws_config::SdkConfig;
-use shared::api_key::secrets_manager::Secret;
+use shared::api_key::Secret;
 use shared::api_key::{ApiKeys, Source};
 use shared::backend::dynamodb::DynamoLeases;
 use shared::backend::kinesis::KinesisStream;

@@ -80,7 +80,9 @@ fn letter(detail: &str, reason: Reason) -> DeadLetter {
         schema_version: 1,
         reason: reason.to_string(),
         detail: String::new(),
-        payload: Bytes::from(format!(r#"{{"version":"0","id":"i","detail-type":"ingestUsage","detail":{detail}}}"#)),
+        payload: Payload::Stored(
+            format!(r#"{{"version":"0","id":"i","detail-type":"ingestUsage","detail":{detail}}}"#).into(),
+        ),
         partition_key: "t1".to_owned(),
         stream: String::new(),
         shard: String::new(),

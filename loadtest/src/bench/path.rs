@@ -174,7 +174,7 @@ struct Shelf {
 
 impl Shelf {
     fn new(payload: &Payload) -> Self {
-        let page = |records: &Vec<_>| Page { records: records.clone(), millis_behind_latest: 1 };
+        let page = |records: &Vec<_>| Page { records: records.clone(), millis_behind_latest: 1, is_end: false };
         let pages = |pages: &Vec<Vec<_>>| Arc::new(Mutex::new(pages.iter().map(page).collect()));
         let shards = payload.shards.iter().map(pages).collect();
         Self { shards, shards_left: Arc::new(AtomicUsize::new(SHARDS)), taken: Arc::default() }
@@ -183,7 +183,7 @@ impl Shelf {
 
 #[async_trait]
 impl Stream for Shelf {
-    async fn shards(&self) -> Result<Vec<ShardId>, BackendError> {
+    async fn shards(&self) -> Result<Vec<Shard>, BackendError> {
         Ok((0..SHARDS).map(shard_id).collect())
     }
 

@@ -55,9 +55,10 @@ pub async fn configuration(region: Option<&str>) -> Result<SdkConfig, BackendErr
         TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).operation_attempt_timeout(ATTEMPT_TIMEOUT).build();
     let loader = aws_config::defaults(BehaviorVersion::v2026_01_12()).http_client(http).timeout_config(timeouts);
     let configuration = loader.load().await;
-    match configuration.region() {
-        Some(_) => Ok(configuration),
-        None => {
+    match (configuration.region(), region) {
+        (Some(_), _) => Ok(configuration),
+        (None, Some(region)) => Ok(configuration.into_builder().region(Region::new(region.to_owned())).build()),
+        (None, None) => {
             Err(BackendError::Misconfigured("no AWS region: set AWS_REGION, or a region in the AWS profile".to_owned()))
         }
     }

@@ -34,7 +34,7 @@ use aws_sdk_dynamodb::operation::put_item::PutItemError;
 use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
 use aws_sdk_dynamodb::types::{ReturnValue, ReturnValuesOnConditionCheckFailure};
 
-use super::{BackendError, Checkpoint, Lease, Leases, Position, Shard, ShardId, WorkerId, aws};
+use super::{BackendError, Checkpoint, Lease, Leases, Shard, ShardId, WorkerId, aws};
 use row::Layout;
 use update::{Update, number, text};
 
@@ -166,12 +166,12 @@ impl Leases for DynamoLeases {
         Ok(leases)
     }
 
-    async fn create(&self, shard: &Shard, start: Position) -> Result<(), BackendError> {
+    async fn create(&self, shard: &Shard, checkpoint: Checkpoint) -> Result<(), BackendError> {
         let result = self
             .client
             .put_item()
             .table_name(&self.layout.table)
-            .set_item(Some(row::new(shard, start)))
+            .set_item(Some(row::new(shard, &checkpoint)))
             .condition_expression("attribute_not_exists(#leaseKey)")
             .expression_attribute_names("#leaseKey", row::LEASE_KEY)
             .send()
@@ -220,8 +220,7 @@ impl Leases for DynamoLeases {
             .only_if(row::LEASE_OWNER, [text(&owner.0)])
             .only_if(row::LEASE_COUNTER, [number(lease.counter), number(lease.counter + 1)])
             .add(row::LEASE_COUNTER, 1)
-            .remove(row::LEASE_OWNER)
-            .remove(row::WANTED_BY);
+            .remove(row::LEASE_OWNER);
         self.write(&lease.shard, self.with_checkpoint(update, lease)).await?;
         self.remember(&lease.shard, None);
         Ok(())

@@ -58,7 +58,7 @@ const SHOWN_CHARS: usize = 100;
 type Item = HashMap<String, AttributeValue>;
 
 /// A row that nobody has claimed.
-pub fn new(shard: &Shard, start: Position) -> Item {
+pub fn new(shard: &Shard, checkpoint: &Checkpoint) -> Item {
     let mut item = vec![
         (LEASE_KEY, text(&shard.id.0)),
         (LEASE_COUNTER, number(0)),
@@ -70,7 +70,7 @@ pub fn new(shard: &Shard, start: Position) -> Item {
     if !shard.parents.is_empty() {
         item.push((PARENTS, AttributeValue::Ss(shard.parents.iter().map(|parent| parent.0.clone()).collect())));
     }
-    let checkpoint = checkpoint_attributes(&Checkpoint::Start(start)).into_iter();
+    let checkpoint = checkpoint_attributes(checkpoint).into_iter();
     item.extend(checkpoint.filter_map(|(attribute, value)| Some((attribute, value?))));
     item.into_iter().map(|(attribute, value)| (attribute.to_owned(), value)).collect()
 }
