@@ -57,7 +57,8 @@ pub struct Kinesis {
 impl Kinesis {
     /// Starts one; it takes connections when this returns.
     ///
-    /// Streams, splits and merges are complete at once. At most 10,000 shards.
+    /// Streams, splits and merges are complete at once. A stream is created with at most 1,000 shards. It takes and
+    /// gives only a few thousand records a second: [`CannedKinesis`] is for measurements.
     ///
     /// # Errors
     /// What is not installed and how to install it, or what the emulator said instead of its address.
@@ -165,12 +166,9 @@ fn variable(name: &str) -> Option<String> {
 
 /// The directory of the tools, if `file` says that one of them is complete.
 fn installed(file: &str) -> Result<PathBuf, String> {
-    // Not canonical where it is missing; the emulators start in another directory and need it absolute.
-    let tools = manifest_dir().join("../../target/tools");
-    if tools.join(file).exists() {
-        Ok(tools)
-    } else {
-        Err(format!("target/tools/{file} is missing: run loadtest/emulators/setup.sh"))
+    match manifest_dir().join("../../target/tools").canonicalize() {
+        Ok(tools) if tools.join(file).exists() => Ok(tools),
+        _ => Err(format!("target/tools/{file} is missing: run loadtest/emulators/setup.sh")),
     }
 }
 
