@@ -34,7 +34,7 @@ pub enum Kind {
     /// Services of AWS.
     Aws {
         /// The configuration of all clients.
-        configuration: SdkConfig,
+        configuration: Box<SdkConfig>,
         /// How long the stream keeps a record.
         retention: Duration,
         /// The stream's ARN, and when it was created.
@@ -79,7 +79,7 @@ async fn open_aws(settings: &Settings, name: &kinesis::StreamName) -> anyhow::Re
     let retention = stream.retention();
     let queue = settings.dead_letter_queue.as_deref().unwrap_or_default();
     let dead_letters = SqsDeadLetters::open(&configuration, queue, retention).await.context("DEAD_LETTER_QUEUE")?;
-    let kind = Kind::Aws { configuration, retention, stream: stream.arn().to_owned() };
+    let kind = Kind::Aws { configuration: Box::new(configuration), retention, stream: stream.arn().to_owned() };
     Ok(Backends { stream: Arc::new(stream), dead_letters: Arc::new(dead_letters), kind })
 }
 

@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use amberflo_sandbox::{DoubleBilled, LedgerLine, LedgerSnapshot, StoredRecord, Total};
-use bytes::Bytes;
-use shared::dead_letter::DeadLetter;
+use shared::dead_letter::{DeadLetter, Payload};
 use shared::reason::Reason;
 
 use super::{Audit, Bill};

@@ -69,7 +69,7 @@ impl Table {
 
     /// Adds a lease that starts at the oldest record.
     async fn create(&self, name: &str) -> Lease {
-        self.leases.create(&shard(name, &[]), Position::TrimHorizon).await.unwrap();
+        self.leases.create(&shard(name, &[]), Checkpoint::Start(Position::TrimHorizon)).await.unwrap();
         self.lease(name).await
     }
 
@@ -173,7 +173,7 @@ async fn sequence_numbers_of_any_length_are_kept() {
     assert_eq!(renewed.checkpoint, settled(&longest, i64::MAX));
     assert_eq!(table.lease("s").await, renewed);
     let after = Position::After(SequenceNumber(longest));
-    table.leases.create(&shard("t", &[]), after.clone()).await.unwrap();
+    table.leases.create(&shard("t", &[]), Checkpoint::Start(after.clone())).await.unwrap();
     assert_eq!(table.lease("t").await.checkpoint, Checkpoint::Start(after));
 }
 

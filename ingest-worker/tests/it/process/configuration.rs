@@ -41,7 +41,10 @@ async fn a_bad_value_is_named_with_what_is_allowed() {
     for (name, given, allowed) in [
         ("STREAM", "metering-data", "local:DIR"),
         ("STREAM", "local:", "local:DIR"),
-        ("STREAM", "kinesis:usage", "local:DIR"),
+        ("STREAM", "sqs:usage", "kinesis:NAME-OR-ARN"),
+        ("STREAM", "kinesis:a b", "ARN"),
+        ("INITIAL_POSITION", "2999-01-01T00:00:00Z", "past"),
+        ("DEAD_LETTER_QUEUE", "https://queue", "none"),
         ("INITIAL_POSITION", "newest", "trim-horizon"),
         ("INITIAL_POSITION", "2026-13-01T00:00:00Z", "RFC 3339"),
         ("INITIAL_POSITION", "", "trim-horizon"),

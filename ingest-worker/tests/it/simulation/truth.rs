@@ -97,8 +97,12 @@ impl World {
             assert_eq!(row(parent).checkpoint, Checkpoint::Ended, "{} began before its parents ended", shard.id);
         }
         for parent in leases.iter().filter(|lease| lease.checkpoint == Checkpoint::Ended) {
-            let children = shards.iter().filter(|shard| shard.parents.contains(&parent.shard));
-            assert!(children.map(|child| row(&child.id)).count() > 0, "{} ended without children", parent.shard);
+            let children: Vec<&Lease> = shards
+                .iter()
+                .filter(|shard| shard.parents.contains(&parent.shard))
+                .map(|child| row(&child.id))
+                .collect();
+            assert!(!children.is_empty(), "{} ended without children", parent.shard);
         }
     }
 

@@ -103,7 +103,7 @@ async fn a_throttled_table_is_retried_at_once_and_then_unavailable() {
         let begun = Instant::now();
         let errors = [
             table.leases.renew(&lease).await.unwrap_err(),
-            table.leases.create(&shard("t", &[]), Position::TrimHorizon).await.unwrap_err(),
+            table.leases.create(&shard("t", &[]), Checkpoint::Start(Position::TrimHorizon)).await.unwrap_err(),
             table.leases.forget(&lease).await.unwrap_err(),
         ];
         assert!(begun.elapsed() < WRITE_TIMEOUT, "three writes take {:?}", begun.elapsed());
@@ -143,7 +143,7 @@ async fn a_table_deleted_at_run_time_is_misconfigured() {
     let errors = [
         table.leases.renew(&held).await.unwrap_err(),
         table.leases.list().await.unwrap_err(),
-        table.leases.create(&shard("t", &[]), Position::TrimHorizon).await.unwrap_err(),
+        table.leases.create(&shard("t", &[]), Checkpoint::Start(Position::TrimHorizon)).await.unwrap_err(),
         table.leases.forget(&held).await.unwrap_err(),
     ];
     for error in errors {

@@ -50,7 +50,7 @@ async fn a_row_is_laid_out_as_the_kcl_does_it() {
     let Some(table) = table("layout").await else { return };
     let id = |name: &str| ShardId(name.to_owned());
     let child = Shard { id: id("child"), parents: vec![id("left"), id("right")], hashes: 10..=u128::MAX };
-    table.leases.create(&child, Position::TrimHorizon).await.unwrap();
+    table.leases.create(&child, Checkpoint::Start(Position::TrimHorizon)).await.unwrap();
     let constant = [
         ("leaseKey", text("child")),
         ("startingHashKey", text("10")),
@@ -83,7 +83,8 @@ async fn a_row_is_laid_out_as_the_kcl_does_it() {
     expect(&[&renewed[..], &ours, &[("wantedBy", text("bob"))]].concat(), "asked for").await;
 
     table.leases.release(&Lease { checkpoint: Checkpoint::Ended, ..held }).await.unwrap();
-    let ended = [("leaseCounter", number(3)), switches.clone(), ("checkpoint", text("SHARD_END"))];
+    let wish = ("wantedBy", text("bob"));
+    let ended = [("leaseCounter", number(3)), switches.clone(), ("checkpoint", text("SHARD_END")), wish];
     expect(&ended, "released").await;
 
     table.leases.reset(&table.lease("child").await, Checkpoint::Rewound(99)).await.unwrap().unwrap();
