@@ -209,11 +209,11 @@ impl Settings {
                     "DEAD_LETTER_QUEUE: with STREAM=kinesis:... it is needed: the URL of an SQS queue".to_owned(),
                 ));
             }
-            (StreamName::Local(_), Some(_)) => {
-                return Err(ConfigError(
-                    "DEAD_LETTER_QUEUE: with STREAM=local:... the local store takes the dead letters; allowed is none"
-                        .to_owned(),
-                ));
+            (StreamName::Local(_), Some(queue)) => {
+                return Err(ConfigError(format!(
+                    "DEAD_LETTER_QUEUE: {queue:?}, but with STREAM=local:... the local store takes the dead letters; \
+                     allowed is none"
+                )));
             }
             _ => {}
         }
