@@ -116,6 +116,15 @@ async fn a_row_deleted_under_a_live_worker_is_not_made_again() {
     table.leases.release(&further).await.unwrap();
     table.leases.forget(&held).await.unwrap();
     assert_eq!(table.row("s").await, None, "an update of DynamoDB makes rows unless it has a condition");
+
+    // Made again by another worker, the row comes to the same counter.
+    let free = table.create("s").await;
+    let bobs = table.leases.claim(&free, &worker("bob")).await.unwrap().unwrap();
+    assert_eq!(bobs.counter, held.counter);
+    assert_eq!(table.leases.renew(&further).await.unwrap(), None, "it is not ada's");
+    table.leases.release(&further).await.unwrap();
+    table.leases.ask(&further, &worker("eve")).await.unwrap();
+    assert_eq!(table.lease("s").await, bobs);
 }
 
 #[tokio::test]
