@@ -17,6 +17,7 @@ use shared::backend::{Checkpoint, Lease, Leases, Position, SequenceNumber, Shard
 use tokio::sync::OnceCell;
 
 use crate::contract::{leases_contract, settled, shard};
+use proxy::Proxy;
 
 type Item = HashMap<String, AttributeValue>;
 
@@ -50,6 +51,14 @@ async fn table(test: &str) -> Option<Table> {
     let configuration = emulators::configuration(&url);
     let leases = DynamoLeases::open(&configuration, test, true).await.unwrap();
     Some(Table { url, name: test.to_owned(), client: Client::new(&configuration), leases })
+}
+
+/// A table behind a proxy.
+async fn behind_proxy(test: &str) -> Option<(Table, Proxy)> {
+    let mut table = table(test).await?;
+    let proxy = Proxy::start(&table.url).await;
+    table.leases = DynamoLeases::open(&emulators::configuration(&proxy.url), &table.name, false).await.unwrap();
+    Some((table, proxy))
 }
 
 impl Table {
@@ -96,7 +105,7 @@ fn worker(name: &str) -> WorkerId {
 
 #[tokio::test]
 async fn the_contract_of_leases_holds() {
-    let Some(table) = table("contract").await else { return };
+    let Some((table, _proxy)) = behind_proxy("contract").await else { return };
     leases_contract(Arc::new(table.leases)).await;
 }
 
@@ -116,6 +125,15 @@ async fn a_row_deleted_under_a_live_worker_is_not_made_again() {
     table.leases.release(&further).await.unwrap();
     table.leases.forget(&held).await.unwrap();
     assert_eq!(table.row("s").await, None, "an update of DynamoDB makes rows unless it has a condition");
+
+    // Made again by another worker, the row comes to the same counter.
+    let free = table.create("s").await;
+    let bobs = table.leases.claim(&free, &worker("bob")).await.unwrap().unwrap();
+    assert_eq!(bobs.counter, held.counter);
+    assert_eq!(table.leases.renew(&further).await.unwrap(), None, "it is not ada's");
+    table.leases.release(&further).await.unwrap();
+    table.leases.ask(&further, &worker("eve")).await.unwrap();
+    assert_eq!(table.lease("s").await, bobs);
 }
 
 #[tokio::test]
@@ -179,12 +197,10 @@ async fn sequence_numbers_of_any_length_are_kept() {
 
 #[tokio::test]
 async fn more_than_a_thousand_leases_come_in_several_pages() {
-    let Some(table) = table("pages").await else { return };
-    let proxy = proxy::Proxy::start(&table.url).await;
-    let leases = DynamoLeases::open(&emulators::configuration(&proxy.url), &table.name, false).await.unwrap();
+    let Some((table, proxy)) = behind_proxy("pages").await else { return };
     let names: Vec<_> = (0..1_100).map(|n| format!("shardId-{n:012}")).collect();
     rows::fill(&table, &names).await;
-    let mut listed = leases.list().await.unwrap();
+    let mut listed = table.leases.list().await.unwrap();
     listed.sort_by(|a, b| a.shard.cmp(&b.shard));
     let shards: Vec<_> = listed.into_iter().map(|lease| lease.shard).collect();
     assert_eq!(shards, names.into_iter().map(ShardId).collect::<Vec<_>>(), "each once");

@@ -2,24 +2,16 @@
 
 use std::time::Duration;
 
-use shared::backend::dynamodb::{DynamoLeases, WRITE_TIMEOUT};
+use shared::backend::dynamodb::WRITE_TIMEOUT;
 use shared::backend::{BackendError, Checkpoint, Lease, Leases, Position};
 use tokio::time::Instant;
 
-use super::proxy::{Fate, Proxy, error};
-use super::{Table, table, text, worker};
+use super::proxy::{Fate, error};
+use super::{behind_proxy, text, worker};
 use crate::contract::{settled, shard};
 
 /// What DynamoDB says when it has enough.
 const THROTTLED: [&str; 3] = ["ProvisionedThroughputExceededException", "ThrottlingException", "RequestLimitExceeded"];
-
-/// A table behind a proxy.
-async fn behind_proxy(test: &str) -> Option<(Table, Proxy)> {
-    let mut table = table(test).await?;
-    let proxy = Proxy::start(&table.url).await;
-    table.leases = DynamoLeases::open(&emulators::configuration(&proxy.url), &table.name, false).await.unwrap();
-    Some((table, proxy))
-}
 
 #[tokio::test]
 async fn writes_that_landed_unheard_are_recognised_when_the_sdk_repeats_them() {
