@@ -10,6 +10,7 @@ mod body;
 mod queue_url;
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -21,7 +22,7 @@ use aws_sdk_sqs::types::{
     DeleteMessageBatchRequestEntry, Message, MessageAttributeValue, QueueAttributeName, SendMessageBatchRequestEntry,
 };
 use aws_types::service_config::ServiceConfigKey;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::backend::{BackendError, DeadLetters, Received, aws};
 use crate::dead_letter::{DeadLetter, SCHEMA_VERSION};
@@ -38,13 +39,15 @@ const HIDDEN: Duration = Duration::from_secs(60);
 const RECEIVE_TIME: Duration = Duration::from_secs(10);
 /// A receive that waits asks all servers of the queue; one that does not asks a few, and may miss letters.
 const WAIT: Duration = Duration::from_secs(1);
+/// How long a failed send may take to find out whether the queue's limit has changed.
+const LIMIT_TIME: Duration = Duration::from_secs(2);
 /// Entries of a batch that fail alone are sent again after each of these, in milliseconds.
 const BACKOFF: [u64; 4] = [100, 300, 900, 2700];
 /// The longest time for which a queue can be told to keep messages. Source: the SQS quotas.
 const LONGEST_RETENTION: Duration = Duration::from_secs(14 * 24 * 3600);
 
 /// The SQS end of [`DeadLetters`]. Cheap to clone.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct SqsDeadLetters {
     client: Client,
     queue_url: String,
@@ -190,13 +193,19 @@ impl SqsDeadLetters {
     }
 }
 
+impl fmt::Debug for SqsDeadLetters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SqsDeadLetters").field("queue_url", &self.queue_url).finish_non_exhaustive()
+    }
+}
+
 #[async_trait]
 impl DeadLetters for SqsDeadLetters {
     async fn send(&self, letters: &[DeadLetter]) -> Result<(), BackendError> {
         let result = self.send_all(letters).await;
         if result.is_err() {
             // The limit may have been lowered: the caller's next attempt goes by the new one. Its error says enough.
-            let _ = self.attributes().await;
+            let _ = timeout(LIMIT_TIME, self.attributes()).await;
         }
         result
     }
@@ -343,4 +352,31 @@ fn int(number: impl TryInto<i32>) -> i32 {
 
 fn build_error(error: aws_smithy_types::error::operation::BuildError) -> BackendError {
     BackendError::Misconfigured(format!("dead letters: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use aws_types::service_config::LoadServiceConfig;
+
+    use super::*;
+
+    /// What `AWS_ENDPOINT_URL_<service>` or a profile says.
+    #[derive(Debug)]
+    struct EndpointOf(&'static str);
+
+    impl LoadServiceConfig for EndpointOf {
+        fn load_config(&self, key: ServiceConfigKey<'_>) -> Option<String> {
+            let is_asked = (key.service_id(), key.env(), key.profile()) == (self.0, "AWS_ENDPOINT_URL", "endpoint_url");
+            is_asked.then(|| "http://proxy".to_owned())
+        }
+    }
+
+    #[test]
+    fn an_endpoint_of_sqs_or_of_all_services_is_found() {
+        let has = |builder: aws_types::sdk_config::Builder| has_own_endpoint(&builder.build());
+        assert!(!has(SdkConfig::builder()));
+        assert!(has(SdkConfig::builder().endpoint_url("http://proxy")));
+        assert!(has(SdkConfig::builder().service_config(EndpointOf("SQS"))));
+        assert!(!has(SdkConfig::builder().service_config(EndpointOf("Kinesis"))));
+    }
 }

@@ -34,9 +34,7 @@ pub(super) fn check(url: &str, surroundings: &Surroundings<'_>) -> Result<(), St
     }
     let (account, name) = uri.path().rsplit_once('/').unwrap_or_default();
     if name.ends_with(".fifo") {
-        return Err(format!(
-            "this is a FIFO queue, which takes a letter that is sent again for a copy and drops it; {ALLOWED}"
-        ));
+        return Err(format!("this is a FIFO queue, whose messages need a group; {ALLOWED}"));
     }
     let is_name = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_');
     if !(1..=80).contains(&name.len()) || !name.bytes().all(is_name) {
