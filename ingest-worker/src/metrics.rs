@@ -10,6 +10,10 @@ pub fn describe() {
     describe_counter!("ingest_records_read_total", "Records read from the stream, rebuild reads excluded");
     describe_counter!("ingest_events_total", "Records by outcome; `released` ones were handed back unsettled");
     describe_counter!("ingest_dead_letters_total", "Dead letters stored, by reason");
+    describe_counter!(
+        "ingest_dead_letters_omitted_total",
+        "Dead letters stored without their payload, which only the stream holds: redrive them before it forgets"
+    );
     describe_counter!("ingest_batches_total", "Batches sent, by what made them due");
     describe_histogram!("ingest_batch_events", Unit::Count, "Records in a batch");
     describe_histogram!("ingest_batch_bytes", Unit::Bytes, "Bytes of a batch before compression");
@@ -47,6 +51,7 @@ pub fn describe() {
     for reason in Reason::ALL {
         metrics::counter!("ingest_dead_letters_total", "reason" => reason.as_str()).absolute(0);
     }
+    metrics::counter!("ingest_dead_letters_omitted_total").absolute(0);
     for event in ["taken", "stolen", "lost", "released"] {
         metrics::counter!("ingest_lease_events_total", "event" => event).absolute(0);
     }

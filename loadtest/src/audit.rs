@@ -285,9 +285,11 @@ impl Letters {
         }
         let mut by_detail = HashMap::<String, BTreeSet<String>>::new();
         for letter in letters {
-            let detail = match serde_json::from_slice::<Envelope<'_>>(&letter.payload) {
+            // The local store keeps every payload.
+            let payload = letter.payload.stored().map_or(&[][..], |payload| payload);
+            let detail = match serde_json::from_slice::<Envelope<'_>>(payload) {
                 Ok(envelope) => envelope.detail.get().to_owned(),
-                Err(_) => String::from_utf8_lossy(&letter.payload).into_owned(),
+                Err(_) => String::from_utf8_lossy(payload).into_owned(),
             };
             if by_detail.entry(detail).or_default().insert(letter.reason.clone()) {
                 *audit.dead_letters.entry(letter.reason.clone()).or_default() += 1;

@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use amberflo_sandbox::{DoubleBilled, LedgerLine, LedgerSnapshot, StoredRecord, Total};
-use bytes::Bytes;
-use shared::dead_letter::DeadLetter;
+use shared::dead_letter::{DeadLetter, Payload};
 use shared::reason::Reason;
 
 use super::{Audit, Bill};
@@ -80,7 +79,9 @@ fn letter(detail: &str, reason: Reason) -> DeadLetter {
         schema_version: 1,
         reason: reason.to_string(),
         detail: String::new(),
-        payload: Bytes::from(format!(r#"{{"version":"0","id":"i","detail-type":"ingestUsage","detail":{detail}}}"#)),
+        payload: Payload::Stored(
+            format!(r#"{{"version":"0","id":"i","detail-type":"ingestUsage","detail":{detail}}}"#).into(),
+        ),
         partition_key: "t1".to_owned(),
         stream: String::new(),
         shard: String::new(),

@@ -10,6 +10,7 @@
 
 pub mod aws;
 pub mod local;
+pub mod sqs;
 
 use std::fmt;
 use std::ops::RangeInclusive;

@@ -1,6 +1,7 @@
 //! A record that could not be delivered, with everything needed to understand it and to send it again.
 
-use bytes::Bytes;
+mod payload;
+
 use serde::{Deserialize, Serialize};
 
 use crate::backend::{Record, ShardId};
@@ -8,11 +9,12 @@ use crate::clock::UnixMillis;
 use crate::event::Identity;
 use crate::reason::Reason;
 
+pub use payload::{Omitted, Payload, gzip_base64, sha256};
+
 /// The version of the JSON form; a reader refuses a higher one.
 pub const SCHEMA_VERSION: u32 = 1;
 
-/// A dead letter. As JSON: camelCase names, the payload as text in `payload`, or base64 in `payloadBase64` where it is
-/// not UTF-8.
+/// A dead letter. As JSON: camelCase names, and the payload as [`Payload`] says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DeadLetter {
@@ -22,9 +24,9 @@ pub struct DeadLetter {
     pub reason: String,
     /// The reason in words, for people.
     pub detail: String,
-    /// The record, byte for byte as it arrived.
-    #[serde(flatten, with = "payload")]
-    pub payload: Bytes,
+    /// The record as it arrived.
+    #[serde(flatten)]
+    pub payload: Payload,
     /// The record's partition key.
     pub partition_key: String,
     /// Name of the stream it came from.
@@ -82,7 +84,7 @@ impl DeadLetter {
             schema_version: SCHEMA_VERSION,
             reason: reason.to_string(),
             detail,
-            payload: record.data.clone(),
+            payload: Payload::Stored(record.data.clone()),
             partition_key: record.partition_key.clone(),
             stream: origin.stream.to_owned(),
             shard: origin.shard.to_string(),
@@ -101,43 +103,11 @@ impl DeadLetter {
     }
 }
 
-mod payload {
-    use base64::Engine as _;
-    use base64::engine::general_purpose::STANDARD;
-    use bytes::Bytes;
-    use serde::de::Error as _;
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    #[derive(Serialize, Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Payload {
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        payload: Option<String>,
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        payload_base64: Option<String>,
-    }
-
-    pub fn serialize<S: Serializer>(bytes: &Bytes, serializer: S) -> Result<S::Ok, S::Error> {
-        match std::str::from_utf8(bytes) {
-            Ok(text) => Payload { payload: Some(text.to_owned()), payload_base64: None },
-            Err(_) => Payload { payload: None, payload_base64: Some(STANDARD.encode(bytes)) },
-        }
-        .serialize(serializer)
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Bytes, D::Error> {
-        match Payload::deserialize(deserializer)? {
-            Payload { payload: Some(text), .. } => Ok(Bytes::from(text)),
-            Payload { payload_base64: Some(text), .. } => {
-                STANDARD.decode(text).map(Bytes::from).map_err(D::Error::custom)
-            }
-            Payload { .. } => Err(D::Error::missing_field("payload")),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+    use serde_json::json;
+
     use super::*;
     use crate::backend::SequenceNumber;
 
@@ -151,6 +121,40 @@ mod tests {
         let shard = ShardId("shard-0".to_owned());
         let origin = Origin { stream: "local", shard: &shard, worker: "w", now: 2 };
         DeadLetter::new(&record, origin, Reason::NotJson, "why".to_owned(), Identity::default())
+    }
+
+    /// Queues may hold letters of before an update.
+    #[test]
+    fn the_json_forms_of_payloads_stay() {
+        let members = |letter: &DeadLetter| match serde_json::to_value(letter).unwrap() {
+            serde_json::Value::Object(mut members) => {
+                members.retain(|name, _| name.starts_with("payload"));
+                serde_json::Value::Object(members)
+            }
+            other => other,
+        };
+        assert_eq!(members(&letter(b"{\"a\": 1}")), json!({"payload": "{\"a\": 1}"}));
+        assert_eq!(members(&letter(b"\xff\x00")), json!({"payloadBase64": "/wA="}));
+        let omitted = Omitted { bytes: 3, sha256: sha256(b"abc"), forgotten_at: 86_400_000 };
+        let omitted = DeadLetter { payload: Payload::Omitted(omitted), ..letter(b"") };
+        let digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        let form = json!({"payloadBytes": 3, "payloadSha256": digest, "payloadForgottenAt": 86_400_000});
+        assert_eq!(members(&omitted), form);
+        assert_eq!(serde_json::from_value::<DeadLetter>(serde_json::to_value(&omitted).unwrap()).unwrap(), omitted);
+    }
+
+    #[test]
+    fn a_compressed_payload_is_read_and_a_bomb_is_not() {
+        let read = |packed: String| {
+            let mut json = serde_json::to_value(letter(b"")).unwrap();
+            json.as_object_mut().unwrap().remove("payload");
+            json["payloadGzipBase64"] = packed.into();
+            serde_json::from_value::<DeadLetter>(json)
+        };
+        assert_eq!(read(gzip_base64(b"\xff\x00")).unwrap(), letter(b"\xff\x00"));
+        assert!(read("not base64".to_owned()).is_err());
+        assert!(read("AAAA".to_owned()).is_err());
+        assert!(read(gzip_base64(&vec![0; 65 << 20])).is_err());
     }
 
     #[test]

@@ -10,7 +10,7 @@ use shared::backend::{
     Checkpoint, DeadLetters, Lease, Leases, NewRecord, Position, Record, SequenceNumber, Shard, ShardId, ShardReader,
     Stream, WorkerId, hash,
 };
-use shared::dead_letter::{DeadLetter, SCHEMA_VERSION};
+use shared::dead_letter::{DeadLetter, Payload, SCHEMA_VERSION};
 use tokio::time::{Instant, timeout};
 
 /// Reads are waited for this long: a real stream shows a record some time after it was published.
@@ -350,7 +350,7 @@ pub fn letter(n: i64) -> DeadLetter {
         schema_version: SCHEMA_VERSION,
         reason: "not_json".to_owned(),
         detail: "why \"it\" failed\n".to_owned(),
-        payload: Bytes::from(payload),
+        payload: Payload::Stored(payload.into()),
         partition_key: "tenant".to_owned(),
         stream: "stream".to_owned(),
         shard: "shard-00000".to_owned(),

@@ -127,7 +127,7 @@ fn redrive_gives_the_identical_record() {
         for count in 1..=3 {
             let event = parse(&current, shard(), &rules).unwrap();
             let before = event.redrive_count;
-            let published = redrive::record(&letter(&current, &event)).unwrap();
+            let published = redrive::record_of(&letter(&current, &event), &current.data).unwrap();
             assert_eq!(published.partition_key, current.partition_key);
             current = Record {
                 data: published.data,
@@ -149,7 +149,7 @@ fn a_payload_without_identity_is_not_redrivable() {
     let mut letter = letter(&record("not json"), &parse(&record(VALID), shard(), &rules()).unwrap());
     letter.unique_id = None;
     letter.reason = Reason::NotJson.to_string();
-    let error = redrive::record(&letter).unwrap_err().to_string();
+    let error = redrive::record_of(&letter, letter.payload.stored().unwrap()).unwrap_err().to_string();
     assert!(error.contains("not_json"), "{error}");
 }
 

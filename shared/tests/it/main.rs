@@ -1,6 +1,9 @@
 //! Integration tests of what the services share: the seams, on real files.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in helpers too")]
 
+mod canned;
 mod contract;
 mod event;
 mod local;
+mod redrive;
+mod sqs;

@@ -30,7 +30,7 @@ async fn assert_only_the_bad_one_is_dead(world: &World, reason: Reason, status: 
     assert_eq!((&*letter.reason, letter.amberflo_status), (reason.as_str(), Some(status)));
     assert!(!letter.amberflo_answer.as_ref().unwrap().is_empty());
     assert_eq!(letter.unique_id.as_deref(), Some("bad-1"));
-    let payload: serde_json::Value = serde_json::from_slice(&letter.payload).unwrap();
+    let payload: serde_json::Value = serde_json::from_slice(letter.payload.stored().unwrap()).unwrap();
     assert_eq!(payload["detail"]["uniqueId"], "bad-1");
 }
 

@@ -102,7 +102,7 @@ async fn on_the_stream_it_is_dead_lettered_byte_for_byte_and_neighbours_are_deli
     assert_eq!(letters.len(), hostile.len());
     let mut wrong = Vec::new();
     for (payload, reason) in &hostile {
-        let found: Vec<_> = letters.iter().filter(|letter| letter.payload == payload).collect();
+        let found: Vec<_> = letters.iter().filter(|letter| letter.payload.stored().unwrap() == payload).collect();
         let shown: String = text(payload).chars().take(80).collect();
         match &found[..] {
             [letter] if letter.reason == reason.as_str() && !letter.detail.is_empty() => {
@@ -156,9 +156,10 @@ async fn over_the_bus_too() {
     eventually("all dead letters", async || site.letters().await.len() >= details.len()).await;
     worker.drain().await;
     let mut letters = site.letters().await;
-    letters.retain(|letter| !text(&letter.payload).contains(&"[".repeat(100)));
+    letters.retain(|letter| !text(letter.payload.stored().unwrap()).contains(&"[".repeat(100)));
     for (detail, reason) in &details {
-        let found: Vec<_> = letters.iter().filter(|letter| text(&letter.payload).contains(detail.as_str())).collect();
+        let found: Vec<_> =
+            letters.iter().filter(|letter| text(letter.payload.stored().unwrap()).contains(detail.as_str())).collect();
         let reasons: Vec<_> = found.iter().map(|letter| &*letter.reason).collect();
         assert!(reasons.contains(&reason.as_str()), "{detail}: {reasons:?}");
     }

@@ -48,7 +48,8 @@ impl World {
         let from = checked.map_or(Position::TrimHorizon, Position::After);
         let mut reader = self.store.reader(&lease.shard, from).await.unwrap();
         let billed: BTreeSet<u32> = self.billed().iter().map(|variant| variant.number).collect();
-        let letters: BTreeSet<Bytes> = self.letters().await.into_iter().map(|letter| letter.payload).collect();
+        let letters: BTreeSet<Bytes> =
+            self.letters().await.into_iter().map(|letter| letter.payload.stored().unwrap().clone()).collect();
         let lettered: BTreeSet<u32> =
             letters.iter().filter_map(|payload| variant_in(payload)).map(|variant| variant.number).collect();
         'pages: loop {
@@ -113,7 +114,7 @@ impl World {
                 truth
                     .redriven_letters
                     .iter()
-                    .filter_map(|letter| variant_in(&letter.payload))
+                    .filter_map(|letter| variant_in(letter.payload.stored().unwrap()))
                     .map(|v| v.number)
                     .collect()
             };
@@ -142,7 +143,7 @@ impl World {
                 let is_billed = billed.contains(&variant);
                 let reasons: Vec<&str> = letters
                     .iter()
-                    .filter(|letter| variant_in(&letter.payload) == Some(variant))
+                    .filter(|letter| variant_in(letter.payload.stored().unwrap()) == Some(variant))
                     .map(|letter| &*letter.reason)
                     .collect();
                 assert!(is_billed || !reasons.is_empty(), "event {number} with value {value} was lost");
@@ -159,8 +160,11 @@ impl World {
             "something unknown was billed"
         );
         for (payload, reason) in &truth.malformed {
-            let found: Vec<&str> =
-                letters.iter().filter(|letter| letter.payload == payload).map(|letter| &*letter.reason).collect();
+            let found: Vec<&str> = letters
+                .iter()
+                .filter(|letter| letter.payload.stored().unwrap() == payload)
+                .map(|letter| &*letter.reason)
+                .collect();
             assert!(!found.is_empty(), "lost: {payload:?}");
             assert!(found.iter().all(|found| found == reason), "{payload:?}: {found:?}, not {reason}");
         }
