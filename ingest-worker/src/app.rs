@@ -79,8 +79,7 @@ async fn work(settings: &Settings) -> anyhow::Result<ExitCode> {
     metrics::describe();
     let mut signals = service::signals()?;
 
-    let keys =
-        ApiKeys::load(key_source).await.map_err(|error| ConfigError(format!("AMBERFLO_API_KEY_FILE: {error}")))?;
+    let keys = ApiKeys::load(key_source).await?;
     let StreamName::Local(directory) = &settings.stream;
     let _lock = LocalStore::try_lock_worker(directory).with_context(|| format!("STREAM: {}", settings.stream))?;
     let store = open(settings)?;

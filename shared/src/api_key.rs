@@ -1,4 +1,6 @@
-//! Amberflo's API key: read from a setting or a file, refreshed while running, never printed.
+//! Amberflo's API key: read from a setting, a file or AWS Secrets Manager, refreshed while running, never printed.
+
+mod secrets_manager;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -8,6 +10,9 @@ use std::time::Duration;
 use http::HeaderValue;
 use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
+
+use crate::backend::BackendError;
+pub use secrets_manager::Secret;
 
 /// After an answer that blames the key, it is read again at most this often.
 pub const MIN_REFRESH_INTERVAL: Duration = Duration::from_secs(30);
@@ -57,17 +62,22 @@ pub enum Source {
     Setting(ApiKey),
     /// A file that holds nothing but the key, such as a mounted secret.
     File(PathBuf),
+    /// A member of a secret in AWS Secrets Manager.
+    SecretsManager(Secret),
 }
 
 impl Source {
-    async fn read(&self) -> Result<ApiKey, String> {
+    async fn read(&self) -> Result<ApiKey, BackendError> {
         match self {
             Self::Setting(key) => Ok(key.clone()),
             Self::File(path) => {
-                let text = tokio::fs::read_to_string(path).await;
-                let text = text.map_err(|error| format!("API key file {}: {error}", path.display()))?;
-                ApiKey::new(&text).map_err(|error| format!("API key file {}: {error}", path.display()))
+                let refused = |error: &dyn fmt::Display| {
+                    BackendError::Misconfigured(format!("AMBERFLO_API_KEY_FILE: {}: {error}", path.display()))
+                };
+                let text = tokio::fs::read_to_string(path).await.map_err(|error| refused(&error))?;
+                ApiKey::new(&text).map_err(|error| refused(&error))
             }
+            Self::SecretsManager(secret) => secret.read().await,
         }
     }
 }
@@ -84,8 +94,9 @@ impl ApiKeys {
     /// Reads the key for the first time.
     ///
     /// # Errors
-    /// A sentence that names the source and what is wrong, without the key.
-    pub async fn load(source: Source) -> Result<Self, String> {
+    /// In one line the setting and what is wrong, without the key: [`BackendError::Misconfigured`], or
+    /// [`BackendError::Unavailable`] where the source does not answer now.
+    pub async fn load(source: Source) -> Result<Self, BackendError> {
         let current = watch::Sender::new(source.read().await?);
         Ok(Self { source, current, last_refresh: Arc::default() })
     }
@@ -131,7 +142,7 @@ impl ApiKeys {
                 changed
             }
             Err(error) => {
-                tracing::warn!(error, "the API key could not be read again; the present one stays in use");
+                tracing::warn!(%error, "the API key could not be read again; the present one stays in use");
                 false
             }
         }
@@ -165,6 +176,6 @@ mod tests {
         assert!(keys.reload().await);
         assert_eq!(keys.subscribe().borrow().header(), "second");
         let error = ApiKeys::load(Source::File(dir.path().join("none"))).await.err().unwrap();
-        assert!(error.contains("none"), "{error}");
+        assert!(matches!(&error, BackendError::Misconfigured(error) if error.contains("none")), "{error}");
     }
 }

@@ -110,7 +110,7 @@ pub async fn through_the_worker(payload: &Payload) -> anyhow::Result<Duration> {
 }
 
 async fn common(stream: Arc<Shelf>, store: LocalStore) -> anyhow::Result<Arc<Common>> {
-    let keys = ApiKeys::load(Source::Setting(ApiKey::new("bench-key")?)).await.map_err(anyhow::Error::msg)?;
+    let keys = ApiKeys::load(Source::Setting(ApiKey::new("bench-key")?)).await?;
     let clock = Clock::system();
     let client = Client::new(Box::new(Answering), "http://amberflo.invalid", keys.subscribe(), clock);
     Ok(Arc::new(Common {

@@ -6,4 +6,5 @@ mod contract;
 mod event;
 mod local;
 mod redrive;
+mod secrets;
 mod sqs;
