@@ -13,21 +13,38 @@
 //! # }
 //! ```
 
+mod canned;
+mod fault;
 mod process;
+mod server;
+mod services;
+mod streams;
+mod throttle;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
+use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 
+pub use canned::{CannedKinesis, CannedSettings, CannedShard};
+pub use fault::{Fault, THROUGHPUT_EXCEEDED};
+pub use services::{create_queue, put_secret, take_messages};
+pub use streams::Stream;
+pub use throttle::{Calls, Throttle};
+
 use process::Process;
 
 /// The region of [`configuration`] and [`environment`].
 pub const REGION: &str = "us-east-1";
+
+/// A test on a busy machine waits for long, but not for ever.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// An emulated Kinesis with no streams; several at once do not see each other. Needs Node.js.
 #[derive(Debug)]
@@ -40,7 +57,8 @@ pub struct Kinesis {
 impl Kinesis {
     /// Starts one; it takes connections when this returns.
     ///
-    /// Streams, splits and merges are complete at once. At most 10,000 shards.
+    /// Streams, splits and merges are complete at once. A stream is created with at most 1,000 shards. It takes and
+    /// gives only a few thousand records a second: [`CannedKinesis`] is for measurements.
     ///
     /// # Errors
     /// What is not installed and how to install it, or what the emulator said instead of its address.
@@ -91,12 +109,14 @@ impl Moto {
 /// The configuration of a client that uses the emulator at `url`.
 pub fn configuration(url: &str) -> SdkConfig {
     let http = aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
+    let timeouts = TimeoutConfig::builder().operation_attempt_timeout(ATTEMPT_TIMEOUT).build();
     let credentials = Credentials::new("emulated", "emulated", None, None, "emulators");
     SdkConfig::builder()
         .behavior_version(BehaviorVersion::v2026_01_12())
         .region(Region::from_static(REGION))
         .credentials_provider(SharedCredentialsProvider::new(credentials))
         .http_client(http)
+        .timeout_config(timeouts)
         .endpoint_url(url)
         .build()
 }
@@ -146,12 +166,9 @@ fn variable(name: &str) -> Option<String> {
 
 /// The directory of the tools, if `file` says that one of them is complete.
 fn installed(file: &str) -> Result<PathBuf, String> {
-    // Not canonical where it is missing; the emulators start in another directory and need it absolute.
-    let tools = manifest_dir().join("../../target/tools");
-    if tools.join(file).exists() {
-        Ok(tools)
-    } else {
-        Err(format!("target/tools/{file} is missing: run loadtest/emulators/setup.sh"))
+    match manifest_dir().join("../../target/tools").canonicalize() {
+        Ok(tools) if tools.join(file).exists() => Ok(tools),
+        _ => Err(format!("target/tools/{file} is missing: run loadtest/emulators/setup.sh")),
     }
 }
 

@@ -56,7 +56,10 @@ impl Process {
         let mut watched = Command::new("/bin/sh");
         watched.args(["-c", WATCHED, "emulator"]).arg(command.get_program()).args(command.get_args());
         for (name, value) in command.get_envs() {
-            watched.env(name, value.unwrap_or_default());
+            match value {
+                Some(value) => watched.env(name, value),
+                None => watched.env_remove(name),
+            };
         }
         if let Some(directory) = command.get_current_dir() {
             watched.current_dir(directory);
