@@ -37,8 +37,8 @@ pub enum Kind {
         configuration: Box<SdkConfig>,
         /// How long the stream keeps a record.
         retention: Duration,
-        /// The stream's ARN, and when it was created.
-        stream: String,
+        /// What tells the stream from all others.
+        identity: String,
     },
 }
 
@@ -65,9 +65,12 @@ impl Backends {
     pub async fn leases(&self, settings: &Settings) -> anyhow::Result<Arc<dyn Leases>> {
         match &self.kind {
             Kind::Local(store) => Ok(Arc::new(store.clone())),
-            Kind::Aws { configuration, .. } => {
-                let leases = DynamoLeases::open(configuration, &settings.lease_table, settings.create_lease_table);
-                Ok(Arc::new(leases.await.context("LEASE_TABLE")?))
+            Kind::Aws { configuration, identity, .. } => {
+                let table = DynamoLeases::open(configuration, &settings.lease_table, settings.create_lease_table);
+                let leases = table.await.context("LEASE_TABLE")?.for_stream(identity.clone());
+                // A row that cannot be understood, or is another stream's, is found out now.
+                leases.list().await.context("LEASE_TABLE")?;
+                Ok(Arc::new(leases))
             }
         }
     }
@@ -79,7 +82,7 @@ async fn open_aws(settings: &Settings, name: &kinesis::StreamName) -> anyhow::Re
     let retention = stream.retention();
     let queue = settings.dead_letter_queue.as_deref().unwrap_or_default();
     let dead_letters = SqsDeadLetters::open(&configuration, queue, retention).await.context("DEAD_LETTER_QUEUE")?;
-    let kind = Kind::Aws { configuration: Box::new(configuration), retention, stream: stream.arn().to_owned() };
+    let kind = Kind::Aws { configuration: Box::new(configuration), retention, identity: stream.identity() };
     Ok(Backends { stream: Arc::new(stream), dead_letters: Arc::new(dead_letters), kind })
 }
 

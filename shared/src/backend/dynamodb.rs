@@ -71,9 +71,17 @@ impl DynamoLeases {
         Ok(Self {
             client: quick_client(config),
             patient,
-            layout: Layout { table: table.to_owned() },
+            layout: Layout { table: table.to_owned(), stream: None },
             written: Mutex::default(),
         })
+    }
+
+    /// Marks new rows as those of this stream, and refuses to list rows of another: shards of all streams have the same
+    /// names, and a checkpoint means nothing in another stream.
+    #[must_use]
+    pub fn for_stream(mut self, identity: String) -> Self {
+        self.layout.stream = Some(identity);
+        self
     }
 
     async fn write(&self, shard: &ShardId, update: Update) -> Result<Written, BackendError> {
@@ -171,7 +179,7 @@ impl Leases for DynamoLeases {
             .client
             .put_item()
             .table_name(&self.layout.table)
-            .set_item(Some(row::new(shard, &checkpoint)))
+            .set_item(Some(self.layout.row(shard, &checkpoint)))
             .condition_expression("attribute_not_exists(#leaseKey)")
             .expression_attribute_names("#leaseKey", row::LEASE_KEY)
             .send()

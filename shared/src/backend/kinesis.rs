@@ -125,6 +125,14 @@ impl KinesisStream {
         }
     }
 
+    /// Tells the stream from all others, also from an earlier one of the same name: its ARN, and when it was created.
+    #[must_use]
+    pub fn identity(&self) -> String {
+        let created_at = self.description().created_at;
+        let created_at = jiff::Timestamp::from_millisecond(created_at).unwrap_or_default();
+        format!("{} created at {created_at}", self.arn())
+    }
+
     /// Whether records from `time` on may have been forgotten by now.
     fn has_trimmed(&self, time: UnixMillis) -> bool {
         let Description { retention, created_at, .. } = self.description();

@@ -15,6 +15,7 @@
 //! | `arrivedAt` | N | ours: when the record of `checkpoint` arrived, or the time of `AT_TIMESTAMP`, Unix millis |
 //! | `checkpointKind` | S | ours, where `checkpoint` alone is ambiguous: `AT`, `REWOUND` |
 //! | `annotatedCheckpoint` | S | ours: the `checkpoint` that the two before belong to |
+//! | `stream` | S | ours: the stream's ARN and the time of its creation |
 //! | `wantedBy` | S | ours: the worker that asked for the lease |
 //!
 //! The KCL leaves our attributes as they are when it moves the checkpoint: `annotatedCheckpoint` tells that they are
@@ -34,6 +35,7 @@ pub const LEASE_COUNTER: &str = "leaseCounter";
 pub const OWNER_SWITCHES: &str = "ownerSwitchesSinceCheckpoint";
 pub const CHECKPOINT_OWNER: &str = "checkpointOwner";
 pub const WANTED_BY: &str = "wantedBy";
+const STREAM: &str = "stream";
 const CHECKPOINT: &str = "checkpoint";
 const SUB_SEQUENCE_NUMBER: &str = "checkpointSubSequenceNumber";
 const PARENTS: &str = "parentShardId";
@@ -56,24 +58,6 @@ const REWOUND: &str = "REWOUND";
 const SHOWN_CHARS: usize = 100;
 
 type Item = HashMap<String, AttributeValue>;
-
-/// A row that nobody has claimed.
-pub fn new(shard: &Shard, checkpoint: &Checkpoint) -> Item {
-    let mut item = vec![
-        (LEASE_KEY, text(&shard.id.0)),
-        (LEASE_COUNTER, number(0)),
-        (OWNER_SWITCHES, number(0)),
-        (STARTING_HASH_KEY, text(&shard.hashes.start().to_string())),
-        (ENDING_HASH_KEY, text(&shard.hashes.end().to_string())),
-        (ENTITY_TYPE, text(LEASE)),
-    ];
-    if !shard.parents.is_empty() {
-        item.push((PARENTS, AttributeValue::Ss(shard.parents.iter().map(|parent| parent.0.clone()).collect())));
-    }
-    let checkpoint = checkpoint_attributes(checkpoint).into_iter();
-    item.extend(checkpoint.filter_map(|(attribute, value)| Some((attribute, value?))));
-    item.into_iter().map(|(attribute, value)| (attribute.to_owned(), value)).collect()
-}
 
 /// Adds a checkpoint to what a write changes.
 pub fn set_checkpoint(update: Update, checkpoint: &Checkpoint) -> Update {
@@ -112,15 +96,45 @@ fn checkpoint_attributes(checkpoint: &Checkpoint) -> [(&'static str, Option<Attr
 pub struct Layout {
     /// Its name, for errors.
     pub table: String,
+    /// The stream whose leases it holds, where that is known.
+    pub stream: Option<String>,
 }
 
 impl Layout {
+    /// A row that nobody has claimed.
+    pub fn row(&self, shard: &Shard, checkpoint: &Checkpoint) -> Item {
+        let mut item = vec![
+            (LEASE_KEY, text(&shard.id.0)),
+            (LEASE_COUNTER, number(0)),
+            (OWNER_SWITCHES, number(0)),
+            (STARTING_HASH_KEY, text(&shard.hashes.start().to_string())),
+            (ENDING_HASH_KEY, text(&shard.hashes.end().to_string())),
+            (ENTITY_TYPE, text(LEASE)),
+        ];
+        if !shard.parents.is_empty() {
+            item.push((PARENTS, AttributeValue::Ss(shard.parents.iter().map(|parent| parent.0.clone()).collect())));
+        }
+        item.extend(self.stream.as_ref().map(|stream| (STREAM, text(stream))));
+        let checkpoint = checkpoint_attributes(checkpoint).into_iter();
+        item.extend(checkpoint.filter_map(|(attribute, value)| Some((attribute, value?))));
+        item.into_iter().map(|(attribute, value)| (attribute.to_owned(), value)).collect()
+    }
+
     /// The lease in a row.
     ///
     /// # Errors
     /// [`BackendError::Misconfigured`] where it cannot be understood; names the row, the attribute and what it holds.
     pub fn lease(&self, item: &Item) -> Result<Lease, BackendError> {
         let row = Row { table: &self.table, item };
+        if let (Some(ours), Some(stream)) = (&self.stream, row.text(STREAM)?)
+            && stream != ours
+        {
+            return Err(BackendError::Misconfigured(format!(
+                "lease table {} holds the leases of another stream, {stream}, and not of {ours}: use one table for each \
+                 stream, and a new one where a stream was deleted and made again",
+                self.table
+            )));
+        }
         Ok(Lease {
             shard: ShardId(row.required(LEASE_KEY, row.text(LEASE_KEY)?)?.to_owned()),
             owner: row.text(LEASE_OWNER)?.map(|owner| WorkerId(owner.to_owned())),

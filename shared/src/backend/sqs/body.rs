@@ -269,6 +269,7 @@ mod tests {
         let payload = read.payload.clone();
         assert_eq!(read, DeadLetter { payload, ..longest });
         assert_eq!(body.attributes, [("reason", "9".to_owned())], "a tenant that SQS refuses is no attribute");
+        assert_eq!(body.size(), body.text.len() + "reason".len() + "String".len() + "9".len());
     }
 
     proptest! {
