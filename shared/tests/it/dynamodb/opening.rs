@@ -6,10 +6,11 @@ use aws_sdk_dynamodb::types::{
 };
 use serde_json::{Value, json};
 use shared::backend::dynamodb::DynamoLeases;
-use shared::backend::{BackendError, Leases};
+use shared::backend::{BackendError, Checkpoint, Leases, Position};
 
-use super::moto;
 use super::proxy::{Fate, Proxy, error};
+use super::{moto, table};
+use crate::contract::shard;
 
 fn misconfigured(result: Result<DynamoLeases, BackendError>) -> String {
     match result {
@@ -154,4 +155,22 @@ async fn names_that_no_table_can_have_are_refused() {
     let arn = "arn:aws-cn:dynamodb:cn-north-1:123456789012:table/leases";
     let text = misconfigured(DynamoLeases::open(&configuration, arn, true).await);
     assert_eq!(text, format!("lease table {arn} is in another region than the configured us-east-1"));
+}
+
+/// Shards of all streams have the same names: a table that is shared by two streams, or outlives its stream, would give
+/// checkpoints of one to the other.
+#[tokio::test]
+async fn a_table_of_another_stream_is_refused() {
+    let Some(table) = table("other-stream").await else { return };
+    let configuration = emulators::configuration(&table.url);
+    let open = async |stream: &str| {
+        DynamoLeases::open(&configuration, &table.name, false).await.unwrap().for_stream(stream.to_owned())
+    };
+    let (ours, theirs) = (open("ours created at 1").await, open("ours created at 2").await);
+    ours.create(&shard("s", &[]), Checkpoint::Start(Position::TrimHorizon)).await.unwrap();
+    assert_eq!(ours.list().await.unwrap().len(), 1);
+    let error = theirs.list().await.unwrap_err();
+    assert!(matches!(error, BackendError::Misconfigured(_)), "{error:?}");
+    let text = error.to_string();
+    assert!([&*table.name, "created at 1", "created at 2"].iter().all(|name| text.contains(name)), "{text}");
 }
