@@ -1,6 +1,6 @@
 # `make demo` and `make test` are all a newcomer needs; `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench mutants lint
+.PHONY: help demo test bench emulators mutants lint
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -13,6 +13,9 @@ test: ## every suite; the last lines list what ran and what could not
 
 bench: ## measurements: events per CPU-second, memory, durable PutEvents
 	cargo run --release --bin loadtest -- bench
+
+emulators: ## Kinesis, DynamoDB, SQS and Secrets Manager on this machine, until Ctrl-C
+	./loadtest/emulators/setup.sh && cargo run --release --bin emulators
 
 mutants: ## plants bugs one by one; the simulation must catch each
 	ingest-worker/tests/mutants/run.sh

@@ -10,8 +10,8 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use shared::amberflo::{Client, HttpTransport};
 use shared::api_key::ApiKeys;
-use shared::backend::BackendError;
 use shared::backend::local::LocalStore;
+use shared::backend::{BackendError, DeadLetters, Stream};
 use shared::clock::Clock;
 use shared::service::{self, ConfigError, EXIT_CONFIGURATION, EXIT_FAILURE, Ready};
 use tokio::net::TcpListener;
@@ -74,6 +74,9 @@ fn is_configuration(error: &anyhow::Error) -> bool {
 /// The worker, from its first check to its last release.
 async fn work(settings: &Settings) -> anyhow::Result<ExitCode> {
     settings.check()?;
+    if matches!(settings.stream, StreamName::Kinesis(_)) {
+        settings.queue()?;
+    }
     let key = settings.key()?;
     service::init_logs(&settings.logs)?;
     let registry = service::init_metrics("ingest-worker")?;
@@ -88,6 +91,7 @@ async fn work(settings: &Settings) -> anyhow::Result<ExitCode> {
         StreamName::Kinesis(_) => None,
     };
     let backends = Backends::open(settings).await?;
+    let dead_letters = backends.dead_letters(settings).await?;
     let leases = backends.leases(settings).await?;
     let store = match &backends.kind {
         Kind::Local(store) => Some(store.clone()),
@@ -98,7 +102,7 @@ async fn work(settings: &Settings) -> anyhow::Result<ExitCode> {
         None => None,
     };
     let admin_listener = service::bind("ADMIN_LISTEN", settings.admin_listen).await?;
-    let common = common(settings, backends, keys.clone())?;
+    let common = common(settings, backends.stream, dead_letters, keys.clone())?;
     let bus_address = bus_listener.as_ref().map(TcpListener::local_addr).transpose()?;
     log_start(settings, &common, bus_address, admin_listener.local_addr()?);
 
@@ -155,14 +159,19 @@ async fn work(settings: &Settings) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn common(settings: &Settings, backends: Backends, keys: ApiKeys) -> anyhow::Result<Arc<Common>> {
+fn common(
+    settings: &Settings,
+    stream: Arc<dyn Stream>,
+    dead_letters: Arc<dyn DeadLetters>,
+    keys: ApiKeys,
+) -> anyhow::Result<Arc<Common>> {
     let transport = HttpTransport::new(settings.request_timeout).context("the HTTP client cannot start")?;
     let clock = Clock::system();
     Ok(Arc::new(Common {
         worker: settings.worker_id(),
         stream_name: settings.stream.to_string(),
-        stream: backends.stream,
-        dead_letters: backends.dead_letters,
+        stream,
+        dead_letters,
         client: Client::new(Box::new(transport), &settings.ingest_url(), keys.subscribe(), clock),
         keys,
         limiter: Limiter::new(settings.max_in_flight, settings.rate_requests_per_second),

@@ -12,24 +12,22 @@ use shared::backend::dynamodb::DynamoLeases;
 use shared::backend::kinesis::KinesisStream;
 use shared::backend::local::{LocalOptions, LocalStore};
 use shared::backend::sqs::SqsDeadLetters;
-use shared::backend::{DeadLetters, Leases, Stream, aws, kinesis};
+use shared::backend::{DeadLetters, Leases, Stream, aws};
 use shared::service::ConfigError;
 
 use crate::config::{KeySetting, Settings, StreamName};
 
-/// Where events come from, and where they go that cannot be delivered.
+/// Where events come from, and what belongs to it.
 pub struct Backends {
     /// The stream.
     pub stream: Arc<dyn Stream>,
-    /// The dead letters.
-    pub dead_letters: Arc<dyn DeadLetters>,
-    /// Which of the two kinds it is.
+    /// Where all else lies.
     pub kind: Kind,
 }
 
-/// What else belongs to the stream.
+/// The two kinds of backends.
 pub enum Kind {
-    /// All of it lies in this store.
+    /// Everything lies in this store.
     Local(LocalStore),
     /// Services of AWS.
     Aws {
@@ -43,7 +41,7 @@ pub enum Kind {
 }
 
 impl Backends {
-    /// Opens the stream and the dead letters.
+    /// Opens the stream.
     ///
     /// # Errors
     /// The setting, and what is wrong with what it names.
@@ -51,10 +49,28 @@ impl Backends {
         match &settings.stream {
             StreamName::Local(_) => {
                 let store = local(settings)?;
-                let stream = Arc::new(store.clone());
-                Ok(Self { dead_letters: Arc::new(store.clone()), stream, kind: Kind::Local(store) })
+                Ok(Self { stream: Arc::new(store.clone()), kind: Kind::Local(store) })
             }
-            StreamName::Kinesis(name) => open_aws(settings, name).await,
+            StreamName::Kinesis(name) => {
+                let configuration = Box::new(aws::configuration(name.region()).await?);
+                let stream = KinesisStream::open(&configuration, &name.to_string()).await.context("STREAM")?;
+                let (retention, identity) = (stream.retention(), stream.identity());
+                Ok(Self { stream: Arc::new(stream), kind: Kind::Aws { configuration, retention, identity } })
+            }
+        }
+    }
+
+    /// Opens the dead letters.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open).
+    pub async fn dead_letters(&self, settings: &Settings) -> anyhow::Result<Arc<dyn DeadLetters>> {
+        match &self.kind {
+            Kind::Local(store) => Ok(Arc::new(store.clone())),
+            Kind::Aws { configuration, retention, .. } => {
+                let queue = SqsDeadLetters::open(configuration, settings.queue()?, *retention);
+                Ok(Arc::new(queue.await.context("DEAD_LETTER_QUEUE")?))
+            }
         }
     }
 
@@ -74,16 +90,6 @@ impl Backends {
             }
         }
     }
-}
-
-async fn open_aws(settings: &Settings, name: &kinesis::StreamName) -> anyhow::Result<Backends> {
-    let configuration = aws::configuration(name.region()).await?;
-    let stream = KinesisStream::open(&configuration, &name.to_string()).await.context("STREAM")?;
-    let retention = stream.retention();
-    let queue = settings.dead_letter_queue.as_deref().unwrap_or_default();
-    let dead_letters = SqsDeadLetters::open(&configuration, queue, retention).await.context("DEAD_LETTER_QUEUE")?;
-    let kind = Kind::Aws { configuration: Box::new(configuration), retention, identity: stream.identity() };
-    Ok(Backends { stream: Arc::new(stream), dead_letters: Arc::new(dead_letters), kind })
 }
 
 /// Opens the local store.

@@ -203,24 +203,26 @@ impl Settings {
         {
             return Err(ConfigError(format!("INITIAL_POSITION: {time} lies ahead; allowed is a time in the past")));
         }
-        match (&self.stream, &self.dead_letter_queue) {
-            (StreamName::Kinesis(_), None) => {
-                return Err(ConfigError(
-                    "DEAD_LETTER_QUEUE: with STREAM=kinesis:... it is needed: the URL of an SQS queue".to_owned(),
-                ));
-            }
-            (StreamName::Local(_), Some(queue)) => {
-                return Err(ConfigError(format!(
-                    "DEAD_LETTER_QUEUE: {queue:?}, but with STREAM=local:... the local store takes the dead letters; \
-                     allowed is none"
-                )));
-            }
-            _ => {}
+        if let (StreamName::Local(_), Some(queue)) = (&self.stream, &self.dead_letter_queue) {
+            return Err(ConfigError(format!(
+                "DEAD_LETTER_QUEUE: {queue:?}, but with STREAM=local:... the local store takes the dead letters; allowed \
+                 is none"
+            )));
         }
         if self.worker_id.as_deref().is_some_and(|id| id.is_empty() || id.len() > 256) {
             return Err(ConfigError("WORKER_ID: allowed is a text of 1 to 256 bytes".to_owned()));
         }
         Ok(())
+    }
+
+    /// The queue of dead letters.
+    ///
+    /// # Errors
+    /// A line that says that one is needed.
+    pub fn queue(&self) -> Result<&str, ConfigError> {
+        self.dead_letter_queue.as_deref().filter(|url| !url.is_empty()).ok_or_else(|| {
+            ConfigError("DEAD_LETTER_QUEUE: with STREAM=kinesis:... it is needed: the URL of an SQS queue".to_owned())
+        })
     }
 
     /// Where the API key comes from.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use shared::backend::local::LocalStore;
-use shared::backend::{Checkpoint, Lease, Leases, Position, ShardId};
+use shared::backend::{Checkpoint, DeadLetters, Lease, Leases, Position, ShardId};
 use shared::clock::{Clock, millis};
 use shared::dead_letter::DeadLetter;
 use shared::redrive;
@@ -31,17 +31,18 @@ const EMPTY_ANSWERS: u32 = 3;
 /// When the settings name nothing that works, or the queue or the stream fails.
 pub async fn dead_letters(settings: &Settings, command: DeadLettersCommand) -> anyhow::Result<ExitCode> {
     let backends = open(settings).await?;
+    let queue = backends.dead_letters(settings).await?;
     match command {
-        DeadLettersCommand::List => each(&backends, |_| true, false).await?,
+        DeadLettersCommand::List => each(&backends, &*queue, |_| true, false).await?,
         DeadLettersCommand::Delete { reason, before } => {
             let is_meant = |letter: &DeadLetter| {
                 reason.is_none_or(|reason| reason.as_str() == letter.reason)
                     && before.is_none_or(|before| letter.dead_lettered_at < before.as_millisecond())
             };
-            each(&backends, is_meant, true).await?;
+            each(&backends, &*queue, is_meant, true).await?;
         }
         DeadLettersCommand::Redrive => {
-            let report = redrive::all(&*backends.dead_letters, &*backends.stream, Clock::system().now()).await?;
+            let report = redrive::all(&*queue, &*backends.stream, Clock::system().now()).await?;
             println!("{}", serde_json::to_string(&report)?);
         }
     }
@@ -61,10 +62,15 @@ async fn open(settings: &Settings) -> anyhow::Result<Backends> {
 }
 
 /// Prints the letters that are meant, and deletes them where that is wanted.
-async fn each(backends: &Backends, is_meant: impl Fn(&DeadLetter) -> bool, delete: bool) -> anyhow::Result<()> {
+async fn each(
+    backends: &Backends,
+    queue: &dyn DeadLetters,
+    is_meant: impl Fn(&DeadLetter) -> bool,
+    delete: bool,
+) -> anyhow::Result<()> {
     match &backends.kind {
         Kind::Local(store) => each_local(store, is_meant, delete).await,
-        Kind::Aws { .. } => each_received(backends, is_meant, delete).await,
+        Kind::Aws { .. } => each_received(queue, is_meant, delete).await,
     }
 }
 
@@ -87,7 +93,7 @@ async fn each_local(store: &LocalStore, is_meant: impl Fn(&DeadLetter) -> bool, 
 }
 
 async fn each_received(
-    backends: &Backends,
+    queue: &dyn DeadLetters,
     is_meant: impl Fn(&DeadLetter) -> bool,
     delete: bool,
 ) -> anyhow::Result<()> {
@@ -97,7 +103,7 @@ async fn each_received(
             tracing::warn!("there are more letters than can be received in {LIST_TIME:?}: run it again in a minute");
             break;
         }
-        let letters = backends.dead_letters.receive(PAGE).await?;
+        let letters = queue.receive(PAGE).await?;
         if letters.is_empty() {
             empty += 1;
             sleep(Duration::from_millis(200)).await;
@@ -110,7 +116,7 @@ async fn each_received(
         }
         if delete {
             let receipts: Vec<String> = meant.into_iter().map(|received| received.receipt).collect();
-            backends.dead_letters.delete(&receipts).await?;
+            queue.delete(&receipts).await?;
         }
     }
     Ok(())

@@ -99,7 +99,8 @@ impl Worker {
             }
         }
         if let Some(lease) = plan.ask {
-            tracing::info!(shard = %lease.shard, owner = ?lease.owner, "asking for a lease, to share the load");
+            let owner = lease.owner.as_ref().map(tracing::field::display);
+            tracing::info!(shard = %lease.shard, owner, "asking for a lease, to share the load");
             self.leases.ask(&lease, &self.common.worker).await?;
         }
         self.common.limiter.set_share(scan.held.len(), plan.open);
@@ -130,7 +131,7 @@ impl Worker {
         stop: CancellationToken,
     ) -> impl Future<Output = ()> + Send + 'static {
         let shard = lease.shard.clone();
-        tracing::info!(%shard, checkpoint = ?lease.checkpoint, "lease taken");
+        tracing::info!(%shard, checkpoint = %lease.checkpoint, "lease taken");
         let lineage = lineage::of(&shard, shards);
         let leases = Arc::clone(&self.leases);
         let (mut keeper, fence, checkpoint) =

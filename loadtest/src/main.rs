@@ -7,6 +7,7 @@ mod faults;
 mod generator;
 mod producer;
 mod progress;
+mod put;
 mod report;
 mod scrape;
 mod truth;
@@ -30,6 +31,7 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Measures what the pipeline costs, and prints it as tables.
     Bench(bench::BenchArgs),
+    Put(put::PutArgs),
     /// Runs the ingest worker: how the other commands start one, because `cargo run` builds this program only.
     #[command(name = worker_process::SUBCOMMAND, hide = true, disable_help_flag = true)]
     IngestWorker {
@@ -43,6 +45,7 @@ async fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Demo(args) => demo::run(args).await,
         Command::Bench(args) => bench::run(&args).await.map(|()| ExitCode::SUCCESS),
+        Command::Put(args) => put::run(args).await.map(|()| ExitCode::SUCCESS),
         Command::IngestWorker { args } => return worker_process::child_main(args).await,
     };
     result.unwrap_or_else(|error| {

@@ -190,6 +190,22 @@ pub enum Checkpoint {
     Ended,
 }
 
+impl fmt::Display for Checkpoint {
+    /// For logs.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Start(Position::TrimHorizon) => f.write_str("trim-horizon"),
+            Self::Start(Position::AtTime(time)) => write!(f, "at time {time}"),
+            Self::Start(Position::At(number)) => write!(f, "at {number}"),
+            Self::Start(Position::After(number)) | Self::Settled { sequence_number: number, .. } => {
+                write!(f, "after {number}")
+            }
+            Self::Rewound(time) => write!(f, "rewound to time {time}"),
+            Self::Ended => f.write_str("ended"),
+        }
+    }
+}
+
 /// A worker's claim on a shard, with the shard's checkpoint: one row, changed only by conditional writes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {

@@ -1,5 +1,6 @@
 //! What a test's administrator does with the services that `moto` emulates.
 
+use aws_sdk_sqs::types::QueueAttributeName::MessageRetentionPeriod;
 use aws_sdk_sqs::types::{Message, MessageSystemAttributeName};
 
 use crate::configuration;
@@ -10,7 +11,9 @@ use crate::configuration;
 /// Where the emulator refuses.
 pub async fn create_queue(url: &str, name: &str) -> String {
     let client = aws_sdk_sqs::Client::new(&configuration(url));
-    let answer = client.create_queue().queue_name(name).send().await.expect("CreateQueue");
+    // The longest that a queue keeps messages: 14 days.
+    let create = client.create_queue().queue_name(name).attributes(MessageRetentionPeriod, "1209600");
+    let answer = create.send().await.expect("CreateQueue");
     answer.queue_url.expect("a queue has a URL")
 }
 
