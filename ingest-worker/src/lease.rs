@@ -1,5 +1,6 @@
 //! Keeps one lease: the single writer of its row, and the fence that stops deliveries before the lease can be lost.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,8 @@ const RENEWALS_PER_FAILOVER: u32 = 3;
 /// And this often where something is. What was delivered since the last checkpoint is sent again after a crash, but
 /// every write of the table costs.
 const CHECKPOINTS_PER_FAILOVER: u32 = 5;
-const RETRY_DELAY: Duration = Duration::from_millis(200);
+/// Between tries of one write: a throttled table must not be pressed by all shards at once.
+const RETRY_DELAYS: RangeInclusive<u64> = 100..=400;
 /// How long the release of a lease may take.
 pub const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -127,7 +129,7 @@ impl Keeper {
                 Ok(Err(error)) => {
                     count_checkpoint("error");
                     tracing::warn!(shard = %self.lease.shard, %error, "the lease could not be renewed; trying again");
-                    sleep(RETRY_DELAY).await;
+                    sleep(Duration::from_millis(fastrand::u64(RETRY_DELAYS))).await;
                 }
                 Err(_) => {
                     tracing::error!(shard = %self.lease.shard, "the lease could not be renewed in time: giving it up");

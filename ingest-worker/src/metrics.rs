@@ -32,6 +32,11 @@ pub fn describe() {
     describe_counter!("ingest_dedup_evicted_total", "Keys that left early because DEDUP_MAX_KEYS was reached");
     describe_histogram!("ingest_dedup_rebuild_seconds", Unit::Seconds, "Time to rebuild a dedup window");
     describe_counter!("ingest_dedup_rebuild_records_total", "Records read to rebuild dedup windows");
+    describe_counter!(
+        "ingest_trimmed_reads_total",
+        "Reads that began later than asked, because the stream had forgotten what came before"
+    );
+    describe_counter!("ingest_shards_gone_total", "Shards that the stream forgot before all of them was read");
     describe_counter!("ingest_limiter_wait_seconds_total", Unit::Seconds, "Time that requests waited, by limit");
     describe_gauge!("ingest_concurrency_limit", "Requests that may be in flight at present");
     describe_gauge!("ingest_in_flight_requests", "Requests in flight");
@@ -55,6 +60,8 @@ pub fn describe() {
     for event in ["taken", "stolen", "lost", "released"] {
         metrics::counter!("ingest_lease_events_total", "event" => event).absolute(0);
     }
+    metrics::counter!("ingest_trimmed_reads_total").absolute(0);
+    metrics::counter!("ingest_shards_gone_total").absolute(0);
     metrics::counter!("ingest_dedup_evicted_total").absolute(0);
     metrics::counter!("amberflo_count_mismatches_total").absolute(0);
     metrics::gauge!("ingest_ready").set(0.0);

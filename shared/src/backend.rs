@@ -154,7 +154,8 @@ pub trait Stream: Send + Sync {
     /// Opens a reader. It is not a subscription: it reads when [`ShardReader::next`] is called.
     async fn reader(&self, shard: &ShardId, from: Position) -> Result<Box<dyn ShardReader>, BackendError>;
 
-    /// Stores the records durably before it returns `Ok`, all of them; each shard keeps their order.
+    /// Stores the records durably before it returns `Ok`, all of them; each shard keeps their order, but for records that
+    /// the service refuses at first while it takes others of the call.
     ///
     /// After an error, some may have been stored: a caller that repeats the call may publish them twice.
     async fn publish(&self, records: Vec<NewRecord>) -> Result<(), BackendError>;
