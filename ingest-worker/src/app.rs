@@ -51,17 +51,13 @@ pub async fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Some(Command::Leases(command)) => operator::leases(&cli.settings, command).await,
         None => work(&cli.settings).await,
     };
-    match result {
-        Ok(code) => code,
-        Err(error) if is_configuration(&error) => {
-            eprintln!("ingest-worker: {error:#}");
-            EXIT_CONFIGURATION.into()
-        }
-        Err(error) => {
-            eprintln!("ingest-worker: {error:#}");
-            EXIT_FAILURE.into()
-        }
-    }
+    result.unwrap_or_else(|error| failed("ingest-worker", &error))
+}
+
+/// Says in one line why the program ends.
+pub(crate) fn failed(program: &str, error: &anyhow::Error) -> ExitCode {
+    eprintln!("{program}: {error:#}");
+    if is_configuration(error) { EXIT_CONFIGURATION.into() } else { EXIT_FAILURE.into() }
 }
 
 fn is_configuration(error: &anyhow::Error) -> bool {
@@ -98,7 +94,7 @@ async fn work(settings: &Settings) -> anyhow::Result<ExitCode> {
         None => None,
     };
     let admin_listener = service::bind("ADMIN_LISTEN", settings.admin_listen).await?;
-    let common = common(settings, backends, keys.clone())?;
+    let common = Arc::new(common(settings, backends, keys.clone())?);
     let bus_address = bus_listener.as_ref().map(TcpListener::local_addr).transpose()?;
     log_start(settings, &common, bus_address, admin_listener.local_addr()?);
 
@@ -155,10 +151,11 @@ async fn work(settings: &Settings) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn common(settings: &Settings, backends: Backends, keys: ApiKeys) -> anyhow::Result<Arc<Common>> {
+/// What all shards share, by these settings.
+pub(crate) fn common(settings: &Settings, backends: Backends, keys: ApiKeys) -> anyhow::Result<Common> {
     let transport = HttpTransport::new(settings.request_timeout).context("the HTTP client cannot start")?;
     let clock = Clock::system();
-    Ok(Arc::new(Common {
+    Ok(Common {
         worker: settings.worker_id(),
         stream_name: settings.stream.to_string(),
         stream: backends.stream,
@@ -177,7 +174,7 @@ fn common(settings: &Settings, backends: Backends, keys: ApiKeys) -> anyhow::Res
         dedup_window: settings.dedup_window,
         drain: settings.shutdown_grace.saturating_sub(RELEASE_TIMEOUT),
         clock,
-    }))
+    })
 }
 
 fn log_start(settings: &Settings, common: &Common, bus: Option<SocketAddr>, admin: SocketAddr) {

@@ -73,7 +73,11 @@ impl Backends {
     }
 }
 
-async fn open_aws(settings: &Settings, name: &kinesis::StreamName) -> anyhow::Result<Backends> {
+/// Opens a Kinesis stream and the queue of its dead letters.
+///
+/// # Errors
+/// As for [`Backends::open`].
+pub async fn open_aws(settings: &Settings, name: &kinesis::StreamName) -> anyhow::Result<Backends> {
     let configuration = aws::configuration(name.region()).await?;
     let stream = KinesisStream::open(&configuration, &name.to_string()).await.context("STREAM")?;
     let retention = stream.retention();

@@ -1,7 +1,7 @@
 //! What the shards of a worker share, and what one shard's task shares with its submits.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use shared::amberflo::{ApiError, Client};
@@ -37,6 +37,19 @@ pub struct ShardContext {
     waiting: AtomicUsize,
     /// Submits that cannot tell an outage from a bad record of theirs until another batch is tried.
     wanting_evidence: AtomicUsize,
+    /// What became of the shard's records so far.
+    pub outcomes: Outcomes,
+}
+
+/// Settled records, by what became of them.
+#[derive(Debug, Default)]
+pub struct Outcomes {
+    /// Amberflo took them.
+    pub delivered: AtomicU64,
+    /// They are stored as dead letters.
+    pub dead_lettered: AtomicU64,
+    /// They were copies.
+    pub duplicates: AtomicU64,
 }
 
 /// What all shards of a worker share.
@@ -99,6 +112,7 @@ impl ShardContext {
             unsettled: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
             wanting_evidence: AtomicUsize::new(0),
+            outcomes: Outcomes::default(),
         }
     }
 
@@ -131,8 +145,10 @@ impl ShardContext {
         self.wanting_evidence.load(Ordering::Relaxed) > 0
     }
 
-    pub(crate) fn waiting(&self) -> usize {
-        self.waiting.load(Ordering::Relaxed)
+    /// Whether nothing is under way: every batch waits for better times.
+    pub(crate) fn is_stuck(&self) -> bool {
+        let unsettled = self.unsettled();
+        self.limiter.is_blocked() || (unsettled > 0 && self.waiting.load(Ordering::Relaxed) == unsettled)
     }
 
     /// The dead letter of a record that Amberflo refused. The event is read anew: parsing is pure.
