@@ -88,7 +88,9 @@ fn check(mut settings: Settings) -> Result<(Settings, Option<kinesis::StreamName
             );
             None
         }
-        local => return Err(ConfigError(format!("STREAM: {local}; allowed in Lambda is kinesis:NAME-OR-ARN, or none"))),
+        local => {
+            return Err(ConfigError(format!("STREAM: {local}; allowed in Lambda is kinesis:NAME-OR-ARN, or none")));
+        }
     };
     settings.check()?;
     Ok((settings, stream))
