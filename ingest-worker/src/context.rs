@@ -11,11 +11,12 @@ use shared::clock::Clock;
 use shared::dead_letter::{DeadLetter, Origin};
 use shared::event::{self, EventRules, Identity};
 use shared::reason::Reason;
+use tokio_util::sync::CancellationToken;
 
 use crate::batch::BatchLimits;
 use crate::dedup::KeyBudget;
 use crate::lease::Fence;
-use crate::limiter::Limiter;
+use crate::limiter::{Limiter, Permit};
 use crate::lineage::Lineage;
 use crate::meters::MeterBudget;
 use crate::reader::Buffer;
@@ -37,6 +38,8 @@ pub struct ShardContext {
     waiting: AtomicUsize,
     /// Submits that cannot tell an outage from a bad record of theirs until another batch is tried.
     wanting_evidence: AtomicUsize,
+    /// Once cancelled, no request is begun for the shard; those under way go on.
+    pub closing: CancellationToken,
     /// What became of the shard's records so far.
     pub outcomes: Outcomes,
 }
@@ -112,7 +115,17 @@ impl ShardContext {
             unsettled: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
             wanting_evidence: AtomicUsize::new(0),
+            closing: CancellationToken::new(),
             outcomes: Outcomes::default(),
+        }
+    }
+
+    /// The right to send a request, inside the fence. Never while the shard is closing.
+    pub async fn permit(&self) -> Permit {
+        tokio::select! {
+            biased;
+            () = self.closing.cancelled() => self.waiting_for(std::future::pending()).await,
+            permit = self.fence.guard(Arc::clone(&self.limiter).acquire()) => permit,
         }
     }
 

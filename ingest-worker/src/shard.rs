@@ -70,7 +70,7 @@ pub async fn run_on(
         // goes all the same: whether it is delivered tells an outage from a bad record.
         let is_behind = in_flight.len() >= shard.max_in_order || shard.unsettled() >= shard.max_in_flight;
         let has_room = !is_behind || (is_evidence_due && shard.unsettled() < 2 * shard.max_in_flight);
-        let due_at = path.batcher.due_at().filter(|_| has_room);
+        let due_at = path.batcher.due_at().filter(|_| has_room && !shard.closing.is_cancelled());
         let needs_permit = path.batcher.needs_permit();
         tokio::select! {
             biased;
@@ -119,7 +119,8 @@ pub async fn run_on(
             return Outcome::Ended;
         }
         if let Some(until) = drain_until {
-            if is_done || shard.is_stuck() || Instant::now() >= until {
+            let is_over = is_done || (in_flight.is_empty() && shard.closing.is_cancelled());
+            if is_over || shard.is_stuck() || Instant::now() >= until {
                 break;
             }
         }

@@ -21,7 +21,7 @@ use crate::shard;
 
 /// How long before Lambda would end the invocation everything that is open is dropped; at most a fifth of its time.
 const MARGIN: Duration = Duration::from_secs(2);
-/// How long before that an invocation ends as soon as nothing is under way; at most a fifth of its time.
+/// How long before that no request is begun any more, so that those under way can end; at most a fifth of its time.
 pub const DRAIN: Duration = Duration::from_secs(5);
 /// An invocation ends early where nothing was delivered or settled for this long and all batches wait for better times:
 /// what an outage costs then is a part of each invocation, and Lambda's own pause between them is free.
@@ -42,7 +42,7 @@ pub struct Function {
 /// When an invocation has to be over.
 #[derive(Clone, Copy)]
 struct Ends {
-    /// What waits from here on is given up.
+    /// No request is begun any more, and what waits is given up.
     stop: Instant,
     /// Nothing is begun any more, and what is open is dropped.
     fence: Instant,
@@ -162,6 +162,7 @@ async fn stop_in_time(
             }
         }
     }
+    shard.closing.cancel();
     stop.cancel();
     sleep_until(ends.answer).await;
 }

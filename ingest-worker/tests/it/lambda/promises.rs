@@ -51,7 +51,7 @@ async fn bad_records_are_dead_letters_and_no_failures() {
     world.assert_billed_without_copies(19);
     let letters = world.letters().await;
     let found: Vec<_> = letters.iter().map(|letter| (letter.reason.as_str(), &*letter.sequence_number)).collect();
-    let expected = ["not_json", "not_json", "kpl_aggregate", "rejected"];
+    let expected = ["not_json", "empty", "kpl_aggregate", "rejected"];
     let mut reasons: Vec<_> = found.iter().map(|(reason, _)| *reason).collect();
     reasons.sort_by_key(|reason| expected.iter().position(|known| known == reason));
     assert_eq!(reasons, expected, "{found:?}");
@@ -136,6 +136,62 @@ async fn a_copy_in_a_later_event_is_sent_again_and_absorbed() {
     let sent = world.wire.sent();
     assert_eq!((sent.len(), world.sandbox.ledger().absorbed_copies), (2, 1));
     assert_eq!(sent[0].gzipped, sent[1].gzipped, "byte for byte");
+}
+
+/// What was settled before is forgotten: the copy is the first of its event.
+#[tokio::test(start_paused = true)]
+async fn a_copy_that_a_partial_failure_parts_from_its_event_is_billed_again() {
+    let world = World::new(1);
+    let lambda = Sandbox::start(&world, tens()).await;
+    let mut records = usages(0..20);
+    let time = "2026-01-01T00:00:07Z";
+    records[15] = record_in(SHARD, 15, envelope(crate::harness::usage("tenant", 5), time));
+    let is_down = AtomicBool::new(false);
+    world.wire.script(move |_| match is_down.swap(true, Ordering::Relaxed) {
+        false => (Duration::ZERO, Verdict::Pass),
+        true => (Duration::ZERO, Verdict::Answer(answer(503, &[], ""))),
+    });
+    assert_eq!(lambda.invoke(&records).await, [number(10)]);
+    world.wire.mend();
+    assert_eq!(lambda.invoke(&records[10..]).await, NONE);
+    let ledger = world.sandbox.ledger();
+    assert_eq!((ledger.events, ledger.billed_again), (20, 1));
+}
+
+/// The redriven record has the identity and the time of the first one, which may have been taken after all.
+#[tokio::test(start_paused = true)]
+async fn a_redrive_and_the_first_record_are_the_same_bytes() {
+    let world = World::new(1);
+    let poison = Poison { status: 400, unique_id_prefixes: vec!["13".to_owned()], ..Poison::default() };
+    world.set_faults(Faults { poison: vec![poison], ..Faults::default() });
+    let lambda = Sandbox::start(&world, Options::default()).await;
+    assert_eq!(lambda.invoke(&[usage(13)]).await, NONE);
+    let letters = world.letters().await;
+    let redriven = shared::redrive::record(&letters[0], &world.store).await.unwrap();
+    world.set_faults(Faults::default());
+    assert_eq!(lambda.invoke(&[record_in(SHARD, 50, &redriven.data)]).await, NONE);
+    assert_eq!(lambda.invoke(&[usage(13)]).await, NONE);
+    world.assert_billed_once(1);
+    assert_eq!(world.sandbox.ledger().absorbed_copies, 1);
+}
+
+/// A long-running worker finds it by what becomes of others. An invocation sees no others, and nothing is dropped.
+#[tokio::test(start_paused = true)]
+async fn a_record_that_alone_fails_or_is_forbidden_stalls_its_shard() {
+    for status in [403, 500] {
+        let world = World::new(1);
+        let poison = Poison { status, unique_id_prefixes: vec!["13".to_owned()], ..Poison::default() };
+        world.set_faults(Faults { poison: vec![poison], ..Faults::default() });
+        let lambda = Sandbox::start(&world, tens()).await;
+        for _ in 0..150 {
+            assert_eq!(lambda.invoke(&usages(10..20)).await, [number(10)], "{status}");
+        }
+        assert!(world.letters().await.is_empty());
+        world.set_faults(Faults::default());
+        tokio::time::sleep(MINUTE).await;
+        assert_eq!(lambda.invoke(&usages(10..20)).await, NONE);
+        world.assert_billed_without_copies(10);
+    }
 }
 
 /// What the README warns of: the copy has another envelope time, and Amberflo cannot know it.

@@ -33,6 +33,23 @@ async fn a_request_that_hangs_is_dropped_in_time_and_nothing_is_begun_after() {
     }
 }
 
+/// Requests that could not end in time are not begun, so nothing is sent twice.
+#[tokio::test(start_paused = true)]
+async fn slow_requests_are_not_begun_near_the_end() {
+    let world = World::new(1);
+    let lambda = Sandbox::start(&world, tens()).await;
+    world.wire.script(|_| (4 * SECOND, Verdict::Pass));
+    let (mut first, mut invocations) = (0, 0);
+    while first < 1000 {
+        let (failures, took) = timed(lambda.invoke_within(30 * SECOND, &usages(first..1000))).await;
+        assert!(took < 30 * SECOND, "{took:?}");
+        first = failures.first().map_or(1000, |number| number.strip_prefix("4959").unwrap().parse().unwrap());
+        invocations += 1;
+    }
+    assert!((2..=5).contains(&invocations), "{invocations}");
+    world.assert_billed_without_copies(1000);
+}
+
 #[tokio::test(start_paused = true)]
 async fn without_time_nothing_is_begun() {
     let world = World::new(1);
