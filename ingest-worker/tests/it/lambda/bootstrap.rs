@@ -181,10 +181,10 @@ async fn events_are_billed_and_bad_ones_lie_in_the_queue() {
     let mut bootstrap = cloud.spawn(cloud.command(&amberflo.url).env("STREAM", "kinesis:events"));
     let mut records = usages(0..40);
     records.push(record_in(SHARD, 40, "not json"));
-    records.extend(usages(30..35));
-    for n in 41..46 {
-        records[n]["kinesis"]["sequenceNumber"] = number(n as u64).into();
-    }
+    records.extend((30..35).zip(usages(30..35)).map(|(n, mut copy)| {
+        copy["kinesis"]["sequenceNumber"] = number(n + 11).into();
+        copy
+    }));
     assert_eq!(failures(&cloud.runtime.invoke(&records, LIMIT).await), [""; 0]);
     amberflo.billed(40).await;
     assert_eq!(amberflo.sandbox.ledger().absorbed_copies, 0);
