@@ -51,17 +51,13 @@ pub async fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Some(Command::Leases(command)) => operator::leases(&cli.settings, command).await,
         None => work(&cli.settings).await,
     };
-    match result {
-        Ok(code) => code,
-        Err(error) if is_configuration(&error) => {
-            eprintln!("ingest-worker: {error:#}");
-            EXIT_CONFIGURATION.into()
-        }
-        Err(error) => {
-            eprintln!("ingest-worker: {error:#}");
-            EXIT_FAILURE.into()
-        }
-    }
+    result.unwrap_or_else(|error| failed("ingest-worker", &error))
+}
+
+/// Says in one line why the program ends.
+pub(crate) fn failed(program: &str, error: &anyhow::Error) -> ExitCode {
+    eprintln!("{program}: {error:#}");
+    if is_configuration(error) { EXIT_CONFIGURATION.into() } else { EXIT_FAILURE.into() }
 }
 
 fn is_configuration(error: &anyhow::Error) -> bool {
@@ -102,7 +98,7 @@ async fn work(settings: &Settings) -> anyhow::Result<ExitCode> {
         None => None,
     };
     let admin_listener = service::bind("ADMIN_LISTEN", settings.admin_listen).await?;
-    let common = common(settings, backends.stream, dead_letters, keys.clone())?;
+    let common = Arc::new(common(settings, backends.stream, dead_letters, keys.clone())?);
     let bus_address = bus_listener.as_ref().map(TcpListener::local_addr).transpose()?;
     log_start(settings, &common, bus_address, admin_listener.local_addr()?);
 
@@ -159,15 +155,16 @@ async fn work(settings: &Settings) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn common(
+/// What all shards share, by these settings.
+pub(crate) fn common(
     settings: &Settings,
     stream: Arc<dyn Stream>,
     dead_letters: Arc<dyn DeadLetters>,
     keys: ApiKeys,
-) -> anyhow::Result<Arc<Common>> {
+) -> anyhow::Result<Common> {
     let transport = HttpTransport::new(settings.request_timeout).context("the HTTP client cannot start")?;
     let clock = Clock::system();
-    Ok(Arc::new(Common {
+    Ok(Common {
         worker: settings.worker_id(),
         stream_name: settings.stream.to_string(),
         stream,
@@ -186,7 +183,7 @@ fn common(
         dedup_window: settings.dedup_window,
         drain: settings.shutdown_grace.saturating_sub(RELEASE_TIMEOUT),
         clock,
-    }))
+    })
 }
 
 fn log_start(settings: &Settings, common: &Common, bus: Option<SocketAddr>, admin: SocketAddr) {

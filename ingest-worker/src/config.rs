@@ -31,7 +31,7 @@ const DEFAULT_INGEST_URL: &str = "https://ingest.amberflo.io";
 pub struct Settings {
     /// Where events come from: `kinesis:NAME-OR-ARN`, or `local:DIR`, which keeps stream, leases and dead letters in one
     /// file in DIR.
-    #[arg(long, env, default_value = "local:./metering-data", help_heading = "Stream", global = true)]
+    #[arg(long, env, default_value = StreamName::DEFAULT, help_heading = "Stream", global = true)]
     pub stream: StreamName,
     /// Where a shard without a checkpoint starts: `trim-horizon`, `latest`, or an RFC 3339 time.
     #[arg(long, env, default_value = "trim-horizon", help_heading = "Stream")]

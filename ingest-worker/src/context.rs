@@ -1,7 +1,7 @@
 //! What the shards of a worker share, and what one shard's task shares with its submits.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use shared::amberflo::{ApiError, Client};
@@ -11,11 +11,12 @@ use shared::clock::Clock;
 use shared::dead_letter::{DeadLetter, Origin};
 use shared::event::{self, EventRules, Identity};
 use shared::reason::Reason;
+use tokio_util::sync::CancellationToken;
 
 use crate::batch::BatchLimits;
 use crate::dedup::KeyBudget;
 use crate::lease::Fence;
-use crate::limiter::Limiter;
+use crate::limiter::{Limiter, Permit};
 use crate::lineage::Lineage;
 use crate::meters::MeterBudget;
 use crate::reader::Buffer;
@@ -37,6 +38,21 @@ pub struct ShardContext {
     waiting: AtomicUsize,
     /// Submits that cannot tell an outage from a bad record of theirs until another batch is tried.
     wanting_evidence: AtomicUsize,
+    /// Once cancelled, no request is begun for the shard; those under way go on.
+    pub closing: CancellationToken,
+    /// What became of the shard's records so far.
+    pub outcomes: Outcomes,
+}
+
+/// Settled records, by what became of them.
+#[derive(Debug, Default)]
+pub struct Outcomes {
+    /// Amberflo took them.
+    pub delivered: AtomicU64,
+    /// They are stored as dead letters.
+    pub dead_lettered: AtomicU64,
+    /// They were copies.
+    pub duplicates: AtomicU64,
 }
 
 /// What all shards of a worker share.
@@ -99,6 +115,17 @@ impl ShardContext {
             unsettled: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
             wanting_evidence: AtomicUsize::new(0),
+            closing: CancellationToken::new(),
+            outcomes: Outcomes::default(),
+        }
+    }
+
+    /// The right to send a request, inside the fence. Never while the shard is closing.
+    pub async fn permit(&self) -> Permit {
+        tokio::select! {
+            biased;
+            () = self.closing.cancelled() => self.waiting_for(std::future::pending()).await,
+            permit = self.fence.guard(Arc::clone(&self.limiter).acquire()) => permit,
         }
     }
 
@@ -131,8 +158,10 @@ impl ShardContext {
         self.wanting_evidence.load(Ordering::Relaxed) > 0
     }
 
-    pub(crate) fn waiting(&self) -> usize {
-        self.waiting.load(Ordering::Relaxed)
+    /// Whether nothing is under way: every batch waits for better times.
+    pub(crate) fn is_stuck(&self) -> bool {
+        let unsettled = self.unsettled();
+        self.limiter.is_blocked() || (unsettled > 0 && self.waiting.load(Ordering::Relaxed) == unsettled)
     }
 
     /// The dead letter of a record that Amberflo refused. The event is read anew: parsing is pure.

@@ -29,6 +29,12 @@ pub const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Fence(watch::Receiver<Instant>);
 
 impl Fence {
+    /// A fence that falls at `deadline` and is never moved.
+    #[must_use]
+    pub fn until(deadline: Instant) -> Self {
+        Self(watch::channel(deadline).1)
+    }
+
     /// Resolves when this worker may no longer act.
     pub async fn fallen(&self) {
         let mut until = self.0.clone();

@@ -12,6 +12,8 @@ pub mod bus;
 pub mod config;
 pub mod context;
 pub mod dedup;
+#[cfg(feature = "lambda")]
+pub mod lambda;
 pub mod lease;
 pub mod limiter;
 pub mod lineage;

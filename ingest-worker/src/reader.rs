@@ -81,7 +81,7 @@ pub enum Since {
 /// The reading side of a shard; reading stops when it is dropped.
 pub struct Pages {
     receiver: mpsc::Receiver<BufferedPage>,
-    _task: AbortOnDropHandle<()>,
+    _task: Option<AbortOnDropHandle<()>>,
 }
 
 impl Pages {
@@ -91,7 +91,18 @@ impl Pages {
         let (sender, receiver) = mpsc::channel(1);
         let reader = Reader { stream, buffer, pages: sender, backoff: Backoff::default() };
         let task = tokio::spawn(async move { reader.run(reading).await });
-        Self { receiver, _task: AbortOnDropHandle::new(task) }
+        Self { receiver, _task: Some(AbortOnDropHandle::new(task)) }
+    }
+
+    /// This page, which holds all there is, and no other. Its memory counts in no budget.
+    #[must_use]
+    pub fn of(page: Page) -> Self {
+        let (sender, receiver) = mpsc::channel(1);
+        let nothing = Arc::new(Semaphore::new(0)).try_acquire_many_owned(0);
+        let page = nothing.map(|memory| BufferedPage { page, memory: Arc::new(memory), is_of_ancestor: false });
+        // Neither can fail: nothing of nothing is asked for, and the channel is new.
+        let _ = page.map(|page| sender.try_send(page));
+        Self { receiver, _task: None }
     }
 
     /// The next page, in order; empty ones included, so that a caller learns that it is at the tip. Cancel-safe.

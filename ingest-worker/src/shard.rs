@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::stream::FuturesOrdered;
@@ -69,7 +70,7 @@ pub async fn run_on(
         // goes all the same: whether it is delivered tells an outage from a bad record.
         let is_behind = in_flight.len() >= shard.max_in_order || shard.unsettled() >= shard.max_in_flight;
         let has_room = !is_behind || (is_evidence_due && shard.unsettled() < 2 * shard.max_in_flight);
-        let due_at = path.batcher.due_at().filter(|_| has_room);
+        let due_at = path.batcher.due_at().filter(|_| has_room && !shard.closing.is_cancelled());
         let needs_permit = path.batcher.needs_permit();
         tokio::select! {
             biased;
@@ -118,9 +119,8 @@ pub async fn run_on(
             return Outcome::Ended;
         }
         if let Some(until) = drain_until {
-            let unsettled = shard.unsettled();
-            let is_stuck = shard.limiter.is_blocked() || (unsettled > 0 && shard.waiting() == unsettled);
-            if is_done || is_stuck || Instant::now() >= until {
+            let is_over = is_done || (in_flight.is_empty() && shard.closing.is_cancelled());
+            if is_over || shard.is_stuck() || Instant::now() >= until {
                 break;
             }
         }
@@ -295,9 +295,15 @@ impl Path {
         self.first_arrivals.pop_front();
         self.window.settle(settled.window_mark);
         self.settled += settled.delivered + settled.dead_lettered + settled.duplicates;
-        count("delivered", settled.delivered);
-        count("dead_lettered", settled.dead_lettered);
-        count("duplicate", settled.duplicates);
+        let outcomes = &self.shard.outcomes;
+        for (outcome, total, records) in [
+            ("delivered", &outcomes.delivered, settled.delivered),
+            ("dead_lettered", &outcomes.dead_lettered, settled.dead_lettered),
+            ("duplicate", &outcomes.duplicates, settled.duplicates),
+        ] {
+            total.fetch_add(records, Ordering::Relaxed);
+            count(outcome, records);
+        }
         if let Some((sequence_number, arrived_at)) = settled.last {
             checkpoint.send_replace(Checkpoint::Settled { sequence_number, arrived_at });
         }

@@ -111,7 +111,7 @@ async fn deliver(shard: &ShardContext, batch: &Batch, mut first_permit: Option<P
         }
         let permit = match first_permit.take() {
             Some(permit) => permit,
-            None => shard.fence.guard(Arc::clone(&shard.limiter).acquire()).await,
+            None => shard.permit().await,
         };
         let body = parcel.body.get_or_insert_with(|| batch.gzip(&parcel.items)).clone();
         metrics::histogram!("ingest_batch_compressed_bytes").record(body.len() as f64);

@@ -128,7 +128,8 @@ impl ApiKeys {
         }
     }
 
-    async fn reload(&self) -> bool {
+    /// Reads the key again; answers whether it changed. One that cannot be read leaves the present one in use.
+    pub async fn reload(&self) -> bool {
         match self.source.read().await {
             Ok(key) => {
                 let changed = self.current.send_if_modified(|current| {

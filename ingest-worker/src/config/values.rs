@@ -21,6 +21,17 @@ pub enum StreamName {
     Kinesis(kinesis::StreamName),
 }
 
+impl StreamName {
+    /// Where local streams lie unless the settings say otherwise.
+    pub(super) const DEFAULT: &str = "local:./metering-data";
+
+    /// Whether it is what the settings name where nobody has set anything.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        self.to_string() == Self::DEFAULT
+    }
+}
+
 impl FromStr for StreamName {
     type Err = String;
 

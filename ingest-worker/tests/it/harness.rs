@@ -88,10 +88,11 @@ impl World {
         self.start_with(Options::default()).await
     }
 
-    pub async fn start_with(&self, options: Options) -> Running {
+    /// What the shards of a worker share.
+    pub async fn common(&self, options: Options) -> Common {
         let keys = ApiKeys::load(options.key).await.unwrap();
         let max_in_flight = NonZeroU32::new(8).unwrap();
-        let common = Arc::new(Common {
+        Common {
             worker: WorkerId(format!("worker-{}", fastrand::u32(..))),
             stream_name: "test".to_owned(),
             stream: Arc::new(self.store.clone()),
@@ -118,7 +119,11 @@ impl World {
             dedup_window: Duration::from_secs(120),
             drain: DRAIN,
             clock: self.clock,
-        });
+        }
+    }
+
+    pub async fn start_with(&self, options: Options) -> Running {
+        let common = Arc::new(self.common(options).await);
         let ready = Ready::default();
         let worker = Worker {
             common: Arc::clone(&common),

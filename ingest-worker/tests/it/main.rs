@@ -5,5 +5,7 @@ mod answers;
 mod bus;
 mod clients;
 mod harness;
+#[cfg(feature = "lambda")]
+mod lambda;
 mod process;
 mod simulation;

@@ -22,6 +22,7 @@ use tokio::time::Instant;
 
 pub use name::StreamName;
 use reader::KinesisReader;
+pub use reader::arrival;
 
 use super::{BackendError, NewRecord, Position, Shard, ShardId, ShardReader, Stream, aws};
 use crate::clock::{Clock, UnixMillis, millis};

@@ -279,6 +279,12 @@ fn record(record: types::Record) -> Record {
     }
 }
 
+/// The arrival time of a record that came as JSON without the SDK, in seconds: the same as if a reader had read it.
+#[must_use]
+pub fn arrival(seconds: f64) -> UnixMillis {
+    rounded_millis(&DateTime::from_secs_f64(seconds))
+}
+
 /// The time is sent in seconds with decimals, which a float holds only nearly: 1700000000.123 is read as
 /// 1700000000.122999906.
 fn rounded_millis(time: &DateTime) -> UnixMillis {
