@@ -134,14 +134,14 @@ async fn of_concurrent_conditional_writes_one_wins() {
         let table = client.create_table().table_name("claims").billing_mode(BillingMode::PayPerRequest);
         let table = table.attribute_definitions(attribute.build().unwrap()).key_schema(schema.build().unwrap());
         table.send().await.unwrap();
-        let row = client.put_item().table_name("claims").item("k", key()).item("c", number(0));
-        // A write of a large row takes long enough for others to come in between.
-        row.item("padding", AttributeValue::L((0..1_000).map(number).collect())).send().await.unwrap();
+        client.put_item().table_name("claims").item("k", key()).item("c", number(0)).send().await.unwrap();
+        // Long enough for others to come in between.
+        let others: String = (0..50).map(|n| format!("a{n} = :next, ")).collect();
         for round in 0..30 {
             let claims: Vec<_> = (0..16)
                 .map(|_| {
                     let claim = client.update_item().table_name("claims").key("k", key());
-                    let claim = claim.condition_expression("c = :seen").update_expression("SET c = :next");
+                    let claim = claim.condition_expression("c = :seen").update_expression(format!("SET {others}c = :next"));
                     let claim = claim.expression_attribute_values(":seen", number(round));
                     tokio::spawn(claim.expression_attribute_values(":next", number(round + 1)).send())
                 })
