@@ -4,6 +4,7 @@
 mod answers;
 mod bus;
 mod clients;
+mod fleet;
 mod harness;
 mod process;
 mod simulation;
