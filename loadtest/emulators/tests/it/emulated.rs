@@ -141,7 +141,8 @@ async fn of_concurrent_conditional_writes_one_wins() {
             let claims: Vec<_> = (0..16)
                 .map(|_| {
                     let claim = client.update_item().table_name("claims").key("k", key());
-                    let claim = claim.condition_expression("c = :seen").update_expression(format!("SET {others}c = :next"));
+                    let claim =
+                        claim.condition_expression("c = :seen").update_expression(format!("SET {others}c = :next"));
                     let claim = claim.expression_attribute_values(":seen", number(round));
                     tokio::spawn(claim.expression_attribute_values(":next", number(round + 1)).send())
                 })
