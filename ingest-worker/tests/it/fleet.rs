@@ -123,7 +123,7 @@ impl Fleet {
     /// Puts new events until told to stop, some every now and then.
     async fn produce(&self, stop: &AtomicBool) {
         while !stop.load(Ordering::Relaxed) {
-            self.put(20).await;
+            self.put(10).await;
             sleep(Duration::from_millis(100)).await;
         }
     }

@@ -46,16 +46,20 @@ async fn a_paused_worker_begins_no_request_for_a_shard_that_it_lost() {
     let Some(fleet) = Fleet::start("sigstop", 4, "3s").await else { return };
     fleet.amberflo.sandbox.set_faults(slow(200..600)).unwrap();
     let front = Front::start(&fleet, "paused").await;
-    let paused = Worker::start(fleet.site("paused").with("AMBERFLO_BASE_URL", &front.url)).await;
+    // It has read much more than it can send, so it would have something to begin with.
+    let site = fleet.site("paused").with("MAX_IN_FLIGHT", "2").with("BATCH_MAX_EVENTS", "20");
+    let paused = Worker::start(site.with("AMBERFLO_BASE_URL", &front.url)).await;
     let other = fleet.worker("other").await;
     let (rows, attempted) = fleet
         .under_load(async {
             fleet.until_loads(&[("other", 2), ("paused", 2)]).await;
-            let before = front.seen().len();
-            eventually("requests to be in flight", async || {
-                front.seen().len() > before + 3 && paused.metrics().await.sum("ingest_in_flight_requests") >= 2.0
-            })
-            .await;
+            fleet.put(600).await;
+            let is_busy = async || {
+                let metrics = paused.metrics().await;
+                let unsettled = metrics.sum("ingest_records_read_total") - metrics.sum("ingest_events_total");
+                unsettled >= 100.0 && metrics.sum("ingest_in_flight_requests") >= 2.0
+            };
+            eventually("much to be in flight", is_busy).await;
             paused.signal("STOP").await;
             let rows = fleet.rows().await;
             // Twice the failover time, and until the other has all.

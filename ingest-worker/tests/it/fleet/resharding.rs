@@ -4,8 +4,13 @@ use std::collections::BTreeMap;
 
 use shared::backend::{Checkpoint, ShardId};
 
-use super::{Fleet, number_of, slow};
+use super::{Fleet, Worker, number_of, slow};
 use crate::process::eventually;
+
+/// A backlog takes it some seconds, in which it could begin with a child.
+async fn slow_worker(fleet: &Fleet, name: &str) -> Worker {
+    Worker::start(fleet.site(name).with("MAX_IN_FLIGHT", "2").with("BATCH_MAX_EVENTS", "20")).await
+}
 
 /// The events of every shard were billed after all events of its parents.
 async fn assert_parents_first(fleet: &Fleet) {
@@ -38,8 +43,8 @@ async fn assert_parents_first(fleet: &Fleet) {
 #[tokio::test(flavor = "multi_thread")]
 async fn parents_come_before_children_and_copies_of_an_event_are_billed_once_across_split_and_merge() {
     let Some(fleet) = Fleet::start("resharding", 2, "3s").await else { return };
-    fleet.amberflo.sandbox.set_faults(slow(20..150)).unwrap();
-    let workers = [fleet.worker("first").await, fleet.worker("second").await];
+    fleet.amberflo.sandbox.set_faults(slow(100..500)).unwrap();
+    let workers = [slow_worker(&fleet, "first").await, slow_worker(&fleet, "second").await];
     let old = fleet.put(300).await;
     let [left, right] = fleet.stream.open_shards().await.try_into().unwrap();
     fleet
@@ -67,6 +72,7 @@ async fn parents_come_before_children_and_copies_of_an_event_are_billed_once_acr
 #[tokio::test(flavor = "multi_thread")]
 async fn closed_shards_with_a_backlog_are_read_to_their_end_after_a_restart() {
     let Some(fleet) = Fleet::start("closed", 2, "3s").await else { return };
+    fleet.amberflo.sandbox.set_faults(slow(300..900)).unwrap();
     let worker = fleet.worker("before").await;
     fleet.put(100).await;
     fleet.reconcile().await;
@@ -83,7 +89,7 @@ async fn closed_shards_with_a_backlog_are_read_to_their_end_after_a_restart() {
     fleet.stream.split(&right).await;
     fleet.put(100).await;
 
-    let workers = [fleet.worker("first").await, fleet.worker("second").await];
+    let workers = [slow_worker(&fleet, "first").await, slow_worker(&fleet, "second").await];
     assert_eq!(fleet.reconcile().await, 0, "copies were sent");
     assert_parents_first(&fleet).await;
     let rows = fleet.rows().await;
