@@ -4,6 +4,7 @@
 mod answers;
 mod bus;
 mod clients;
+mod fleet;
 mod harness;
 #[cfg(feature = "lambda")]
 mod lambda;

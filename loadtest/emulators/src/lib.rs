@@ -85,6 +85,8 @@ impl Kinesis {
 }
 
 /// Emulated DynamoDB, SQS, Secrets Manager, EventBridge and Cognito, all empty. Needs Python.
+///
+/// As in DynamoDB, of several conditional writes that exclude each other one wins.
 #[derive(Debug)]
 pub struct Moto {
     /// `http://127.0.0.1:PORT`
@@ -100,7 +102,9 @@ impl Moto {
     pub async fn start() -> Result<Self, String> {
         let tools = installed("moto/requirements.txt")?;
         let mut command = Command::new(tools.join("moto/bin/python"));
-        command.args(["-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]).env("PYTHONUNBUFFERED", "1");
+        command.arg(manifest_dir().join("python/serial.py")).args(["-H", "127.0.0.1", "-p", "0"]);
+        // No compiled files beside the source.
+        command.env("PYTHONUNBUFFERED", "1").env("PYTHONDONTWRITEBYTECODE", "1");
         let (process, url) = Process::start("moto", &command).await?;
         Ok(Self { url, _process: process })
     }

@@ -72,7 +72,7 @@ where
 {
     match (error.code(), error) {
         (Some(code), SdkError::ServiceError(_)) => {
-            let text = format!("{attempt}: {code}: {}", error.message().unwrap_or("no message"));
+            let text = one_line(&format!("{attempt}: {code}: {}", error.message().unwrap_or("no message")));
             if MISCONFIGURED.contains(&code) {
                 BackendError::Misconfigured(text)
             } else {
@@ -81,7 +81,7 @@ where
         }
         // The chain of causes says which credentials were looked for, or which address did not answer.
         _ => {
-            let text = format!("{attempt}: {}", causes(error));
+            let text = one_line(&format!("{attempt}: {}", causes(error)));
             if is_about_credentials(error) {
                 BackendError::Misconfigured(text)
             } else {
@@ -91,7 +91,13 @@ where
     }
 }
 
-/// The error and its causes, in one line.
+/// The chain of credential providers lists what it attempted on lines of their own.
+fn one_line(text: &str) -> String {
+    let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    lines.join("; ").replace(":; ", ": ")
+}
+
+/// The error and its causes.
 fn causes(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

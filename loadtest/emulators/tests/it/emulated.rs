@@ -115,6 +115,54 @@ async fn moto_answers_for_every_service_until_it_is_dropped() {
     assert!(!listens(&url));
 }
 
+/// A row's counter names the round; who finds it there and moves it on has won.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_concurrent_conditional_writes_one_wins() {
+    use aws_sdk_dynamodb::types::{
+        AttributeDefinition, AttributeValue, BillingMode, KeySchemaElement, KeyType, ScalarAttributeType,
+    };
+    let moto = match Moto::start().await {
+        Ok(moto) => moto,
+        Err(reason) => return skip("emulator-conditional-writes", &reason),
+    };
+    let client = aws_sdk_dynamodb::Client::new(&configuration(&moto.url));
+    let number = |number: i32| AttributeValue::N(number.to_string());
+    let key = || AttributeValue::S("row".to_owned());
+    in_time(async {
+        let attribute = AttributeDefinition::builder().attribute_name("k").attribute_type(ScalarAttributeType::S);
+        let schema = KeySchemaElement::builder().attribute_name("k").key_type(KeyType::Hash);
+        let table = client.create_table().table_name("claims").billing_mode(BillingMode::PayPerRequest);
+        let table = table.attribute_definitions(attribute.build().unwrap()).key_schema(schema.build().unwrap());
+        table.send().await.unwrap();
+        client.put_item().table_name("claims").item("k", key()).item("c", number(0)).send().await.unwrap();
+        // Long enough for others to come in between.
+        let others: String = (0..50).map(|n| format!("a{n} = :next, ")).collect();
+        for round in 0..30 {
+            let claims: Vec<_> = (0..16)
+                .map(|_| {
+                    let claim = client.update_item().table_name("claims").key("k", key());
+                    let claim =
+                        claim.condition_expression("c = :seen").update_expression(format!("SET {others}c = :next"));
+                    let claim = claim.expression_attribute_values(":seen", number(round));
+                    tokio::spawn(claim.expression_attribute_values(":next", number(round + 1)).send())
+                })
+                .collect();
+            let mut winners = 0;
+            for claim in claims {
+                match claim.await.unwrap() {
+                    Ok(_) => winners += 1,
+                    Err(error) => {
+                        let error = error.into_service_error();
+                        assert!(error.is_conditional_check_failed_exception(), "{error:?}");
+                    }
+                }
+            }
+            assert_eq!(winners, 1, "round {round}");
+        }
+    })
+    .await;
+}
+
 /// What starts the emulators dies without a word: they end too.
 #[tokio::test]
 async fn no_emulator_survives_a_killed_test() {
