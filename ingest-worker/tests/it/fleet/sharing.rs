@@ -51,7 +51,8 @@ async fn sigterm_hands_over_without_waiting_for_the_failover_time() {
         old = new;
     }
     fleet.put_invalid().await;
-    fleet.until_billed(fleet.valid.borrow().len() as u64).await;
+    let valid = fleet.valid.borrow().len() as u64;
+    fleet.until_billed(valid).await;
     // A checkpoint is due once in many minutes here: the last drain writes it.
     crate::process::eventually("the letters", async || fleet.take_letters().await.len() == 3).await;
     old.drain().await;
