@@ -51,6 +51,8 @@ pub struct DynamoLeases {
     /// With the usual timeouts, for what no fence waits for.
     patient: Client,
     layout: Layout,
+    /// Tells this process from all others, whatever their names.
+    process: String,
     /// The checkpoint that a held row had at a counter: tells whether a write moves it.
     written: Mutex<HashMap<ShardId, (u64, Checkpoint)>>,
 }
@@ -72,6 +74,7 @@ impl DynamoLeases {
             client: quick_client(config),
             patient,
             layout: Layout { table: table.to_owned(), stream: None },
+            process: uuid::Uuid::new_v4().simple().to_string(),
             written: Mutex::default(),
         })
     }
@@ -102,7 +105,8 @@ impl DynamoLeases {
             Ok(output) => Ok(Written::Now(self.layout.lease(&output.attributes.unwrap_or_default())?)),
             Err(error) => match error.as_service_error() {
                 Some(UpdateItemError::ConditionalCheckFailedException(refused)) => {
-                    Ok(Written::Refused(refused.item().map(|item| self.layout.lease(item)).transpose()?))
+                    let row = |item| Ok((self.layout.lease(item)?, row::claimed_by(item)));
+                    Ok(Written::Refused(refused.item().map(row).transpose()?))
                 }
                 _ => Err(aws::error(&self.attempt("write", shard), &error)),
             },
@@ -144,8 +148,8 @@ impl fmt::Debug for DynamoLeases {
 enum Written {
     /// The row as it is after it.
     Now(Lease),
-    /// The row is not as the caller saw it; `None`: there is none.
-    Refused(Option<Lease>),
+    /// The row is not as the caller saw it, and this is the process that claimed it; `None`: there is none.
+    Refused(Option<(Lease, Option<String>)>),
 }
 
 impl Written {
@@ -153,7 +157,15 @@ impl Written {
     fn or_landed(self, landed: impl Fn(&Lease) -> bool) -> Option<Lease> {
         match self {
             Self::Now(row) => Some(row),
-            Self::Refused(row) => row.filter(landed),
+            Self::Refused(row) => row.map(|(row, _)| row).filter(landed),
+        }
+    }
+
+    /// As [`or_landed`](Self::or_landed), where it was this process that made it.
+    fn or_landed_by(self, process: &str, landed: impl Fn(&Lease) -> bool) -> Option<Lease> {
+        match &self {
+            Self::Refused(Some((_, claimed_by))) if claimed_by.as_deref() != Some(process) => None,
+            _ => self.or_landed(landed),
         }
     }
 }
@@ -196,13 +208,15 @@ impl Leases for DynamoLeases {
     async fn claim(&self, lease: &Lease, owner: &WorkerId) -> Result<Option<Lease>, BackendError> {
         let update = Update::moving(lease.counter)
             .set(row::LEASE_OWNER, text(&owner.0))
+            .set(row::CLAIMED_BY, text(&self.process))
             .remove(row::CHECKPOINT_OWNER)
             .remove(row::WANTED_BY);
         // As in the KCL, a free lease that is taken has not switched.
         let switches = lease.owner.as_ref().is_some_and(|before| before != owner);
         let update = if switches { update.add(row::OWNER_SWITCHES, 1) } else { update };
         let landed = |row: &Lease| row.counter == lease.counter + 1 && row.owner.as_ref() == Some(owner);
-        let row = self.write(&lease.shard, update).await?.or_landed(landed);
+        // Two processes with one WORKER_ID must not both take the claim for their own.
+        let row = self.write(&lease.shard, update).await?.or_landed_by(&self.process, landed);
         if let Some(row) = &row {
             self.remember(&row.shard, Some(row));
         }

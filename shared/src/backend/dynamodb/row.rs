@@ -17,6 +17,7 @@
 //! | `annotatedCheckpoint` | S | ours: the `checkpoint` that the two before belong to |
 //! | `stream` | S | ours: the stream's ARN and the time of its creation |
 //! | `wantedBy` | S | ours: the worker that asked for the lease |
+//! | `claimedBy` | S | ours: the process that claimed the lease last |
 //!
 //! The KCL leaves our attributes as they are when it moves the checkpoint: `annotatedCheckpoint` tells that they are
 //! of another one, and do not count. Source of its layout: `DynamoDBLeaseSerializer` of KCL 3.
@@ -35,6 +36,7 @@ pub const LEASE_COUNTER: &str = "leaseCounter";
 pub const OWNER_SWITCHES: &str = "ownerSwitchesSinceCheckpoint";
 pub const CHECKPOINT_OWNER: &str = "checkpointOwner";
 pub const WANTED_BY: &str = "wantedBy";
+pub const CLAIMED_BY: &str = "claimedBy";
 const STREAM: &str = "stream";
 const CHECKPOINT: &str = "checkpoint";
 const SUB_SEQUENCE_NUMBER: &str = "checkpointSubSequenceNumber";
@@ -70,6 +72,11 @@ pub fn set_checkpoint(update: Update, checkpoint: &Checkpoint) -> Update {
 /// Whether a row is a lease, and not something else that KCL applications keep in such tables.
 pub fn is_lease(item: &Item) -> bool {
     item.get(ENTITY_TYPE).is_none_or(|kind| *kind == text(LEASE))
+}
+
+/// The process that claimed the row last.
+pub fn claimed_by(item: &Item) -> Option<String> {
+    item.get(CLAIMED_BY)?.as_s().ok().cloned()
 }
 
 fn checkpoint_attributes(checkpoint: &Checkpoint) -> [(&'static str, Option<AttributeValue>); 5] {
