@@ -245,6 +245,19 @@ impl Fleet {
         self.letters.borrow().clone()
     }
 
+    /// As [`reconcile`](Self::reconcile), where workers that went well send nothing twice.
+    async fn reconcile_without_copies(&self, workers: &[Worker]) {
+        let absorbed = self.reconcile().await;
+        let logs: Vec<String> = workers.iter().map(|worker| worker.logs()).collect();
+        assert_eq!(
+            absorbed,
+            0,
+            "copies were sent of {:?}\n{}",
+            self.amberflo.sandbox.absorbed_copies(),
+            logs.join("\n")
+        );
+    }
+
     /// The copies that were absorbed are only of events behind the checkpoints of these rows, which one worker had
     /// when it went; and no more than one of each.
     async fn assert_absorbed_only_behind(&self, rows: &BTreeMap<ShardId, Lease>, worker: &str) {

@@ -103,8 +103,8 @@ bug_no_fence_after_a_pause() {
 }
 bug_redrive_changes_one_byte() {
     plant shared/src/redrive.rs \
-        'unique_id, meter_time_in_millis };' \
-        'unique_id, meter_time_in_millis: meter_time_in_millis + 1 };'
+        'saturating_add(1), unique_id, meter_time_in_millis })' \
+        'saturating_add(1), unique_id, meter_time_in_millis: meter_time_in_millis + 1 })'
 }
 bug_suspicion_after_one_failure() { # a batch that was divided for another reason is given up after three failures
     plant ingest-worker/src/submit.rs \

@@ -23,7 +23,7 @@ async fn operator(fleet: &Fleet, window: &str, arguments: &[&str]) -> (Vec<Value
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rewind_under_live_workers_sends_identical_records_again() {
-    let Some(fleet) = Fleet::start("rewind", 4, "3s").await else { return };
+    let Some(fleet) = Fleet::start("rewind", 4, "10s").await else { return };
     let workers = [fleet.worker("first").await, fleet.worker("second").await];
     fleet.until_loads(&[("first", 2), ("second", 2)]).await;
     fleet.put(200).await;
@@ -69,7 +69,7 @@ async fn a_rewind_under_live_workers_sends_identical_records_again() {
 /// A letter that was received stays hidden for a minute, so each subcommand here has letters of its own.
 #[tokio::test(flavor = "multi_thread")]
 async fn dead_letters_in_sqs_are_redriven_listed_and_deleted() {
-    let Some(fleet) = Fleet::start("letters", 2, "3s").await else { return };
+    let Some(fleet) = Fleet::start("letters", 2, "10s").await else { return };
     let poison = Poison { status: 422, unique_id_prefixes: vec!["1".to_owned()], ..Poison::default() };
     fleet.amberflo.sandbox.set_faults(Faults { poison: vec![poison], ..Faults::default() }).unwrap();
     let worker = fleet.worker("worker").await;

@@ -47,6 +47,16 @@ async fn writes_that_landed_unheard_are_recognised_when_the_sdk_repeats_them() {
     }
 }
 
+/// Two processes that were given one WORKER_ID claim one row: it is the claim of one of them alone.
+#[tokio::test]
+async fn a_claim_of_a_namesake_is_not_taken_for_ours() {
+    let Some((table, _proxy)) = behind_proxy("namesake").await else { return };
+    let free = table.create("s").await;
+    let namesake = DynamoLeases::open(&emulators::configuration(&table.url), &table.name, false).await.unwrap();
+    assert!(namesake.claim(&free, &worker("ada")).await.unwrap().is_some());
+    assert_eq!(table.leases.claim(&free, &worker("ada")).await.unwrap(), None);
+}
+
 #[tokio::test]
 async fn someone_elses_write_is_not_taken_for_ours_that_landed() {
     let Some((table, _proxy)) = behind_proxy("not-ours").await else { return };

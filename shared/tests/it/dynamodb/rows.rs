@@ -60,6 +60,7 @@ async fn a_row_is_laid_out_as_the_kcl_does_it() {
     ];
     let expect = async |changing: &[(&str, AttributeValue)], when: &str| {
         let mut row = table.row("child").await.unwrap();
+        assert_eq!(row.remove("claimedBy").is_some(), when != "created");
         let Some(AttributeValue::Ss(mut parents)) = row.remove("parentShardId") else { panic!("no set of parents") };
         parents.sort();
         assert_eq!(parents, ["left", "right"]);
@@ -139,7 +140,9 @@ async fn what_others_keep_in_a_row_survives() {
     );
     claimed.remove("checkpointOwner");
     claimed.remove("wantedBy");
-    assert_eq!(table.row("s").await.unwrap(), claimed);
+    let mut row = table.row("s").await.unwrap();
+    assert!(row.remove("claimedBy").is_some());
+    assert_eq!(row, claimed);
 
     let held = table.leases.renew(&Lease { checkpoint: settled("6", 60), ..held }).await.unwrap().unwrap();
     table.leases.release(&held).await.unwrap();
