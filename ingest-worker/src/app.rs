@@ -136,12 +136,15 @@ async fn work(settings: &Settings) -> anyhow::Result<ExitCode> {
             anyhow::bail!("a server ended by itself");
         }
         Some(ended) = background.join_next() => anyhow::bail!("a background task ended by itself: {ended:?}"),
-        ended = &mut worker => anyhow::bail!("the worker ended by itself: {ended:?}"),
+        ended = &mut worker => {
+            ended.context("the worker failed")??;
+            anyhow::bail!("the worker ended by itself");
+        }
     }
     stop.cancel();
     tokio::select! {
         drained = timeout(settings.shutdown_grace.max(RELEASE_TIMEOUT) + RELEASE_TIMEOUT, worker) => {
-            drained.context("the drain took longer than SHUTDOWN_GRACE")?.context("the worker failed")?;
+            drained.context("the drain took longer than SHUTDOWN_GRACE")?.context("the worker failed")??;
         }
         Some(signal) = signals.recv() => {
             tracing::warn!(signal, "second signal: ending at once; what is in flight is read again");

@@ -16,10 +16,16 @@ const PATIENCE: u32 = 6;
 /// A lease that lies about for this many failover times is taken by whoever sees it, whatever its share.
 const OVERDUE: u32 = 3;
 
+/// A lease under this worker's name that it does not hold may move once more after it was lost; what moves so often is
+/// renewed by another process.
+const NAMESAKE: u32 = 3;
+
 /// A lease row as it was last seen to change, by this worker's own clock.
 struct Observed {
     counter: u64,
     since: Instant,
+    /// How often it moved under this worker's name while this worker did not hold it.
+    moved_by_namesake: u32,
 }
 
 /// One worker's view of the table over time.
@@ -41,6 +47,8 @@ pub struct Plan {
     pub ask: Option<Lease>,
     /// How many leases there are to share among all workers.
     pub open: usize,
+    /// Another process works under this worker's name. No one can tell the two apart, so neither may work.
+    pub has_namesake: bool,
 }
 
 impl Balancer {
@@ -52,11 +60,12 @@ impl Balancer {
 
     /// Decides from the present table and the shards of the stream; `held` are the leases that this worker holds.
     pub fn plan(&mut self, leases: &[Lease], shards: &[Shard], held: &BTreeSet<ShardId>) -> Plan {
-        self.observe(leases);
+        self.observe(leases, held);
         let rows: HashMap<&ShardId, &Lease> = leases.iter().map(|lease| (&lease.shard, lease)).collect();
         let listed: HashMap<&ShardId, &Shard> = shards.iter().map(|shard| (&shard.id, shard)).collect();
         let open: Vec<&Lease> = leases.iter().filter(|lease| may_start(lease, &rows, &listed)).collect();
-        let mut plan = Plan { open: open.len(), ..Plan::default() };
+        let has_namesake = self.observed.values().any(|seen| seen.moved_by_namesake >= NAMESAKE);
+        let mut plan = Plan { open: open.len(), has_namesake, ..Plan::default() };
         let me = self.me.clone();
         let loads = self.loads(&me, &open, held);
         let share = open.len().div_ceil(loads.len());
@@ -87,12 +96,19 @@ impl Balancer {
 
     /// Expiry is judged by this worker's clock since it saw the row change. A row that is seen for the first time is
     /// fresh: only one's own observation proves that it stands still.
-    fn observe(&mut self, leases: &[Lease]) {
-        let now = Instant::now();
+    fn observe(&mut self, leases: &[Lease], held: &BTreeSet<ShardId>) {
         let mut before = std::mem::take(&mut self.observed);
         for lease in leases {
-            let seen = before.remove(&lease.shard).filter(|seen| seen.counter == lease.counter);
-            let seen = seen.unwrap_or(Observed { counter: lease.counter, since: now });
+            let is_namesakes = lease.owner.as_ref() == Some(&self.me) && !held.contains(&lease.shard);
+            let fresh = Observed { counter: lease.counter, since: Instant::now(), moved_by_namesake: 0 };
+            let mut seen = match before.remove(&lease.shard) {
+                Some(seen) if seen.counter == lease.counter => seen,
+                Some(seen) => Observed { moved_by_namesake: seen.moved_by_namesake + 1, ..fresh },
+                None => fresh,
+            };
+            if !is_namesakes {
+                seen.moved_by_namesake = 0;
+            }
             self.observed.insert(lease.shard.clone(), seen);
         }
     }
@@ -297,6 +313,23 @@ mod tests {
             assert!(plan.ask.is_none(), "one at a time");
             assert_eq!(plan.claim.len(), usize::from(second >= 60), "{second}");
             tokio::time::advance(Duration::from_secs(1)).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_namesake_is_noticed_and_a_life_before_this_one_is_not() {
+        let (mut table, mut balancer) = (leases(&[Some("a"), Some("a")]), balancer("a"));
+        let (shards, mine) = (shards(&table), BTreeSet::from([ShardId("shard-1".to_owned())]));
+        let mut scan = |table: &[Lease]| balancer.plan(table, &shards, &mine).has_namesake;
+        for _ in 0..5 {
+            table[1].counter += 1;
+            assert!(!scan(&table), "its own renewals, and the rows of a process that has ended");
+        }
+        table[0].counter += 1;
+        assert!(!scan(&table), "a write of its own that landed late");
+        for n in 0..2 {
+            table[0].counter += 1;
+            assert_eq!(scan(&table), n == 1, "renewed again and again");
         }
     }
 

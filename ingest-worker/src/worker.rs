@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shared::backend::{BackendError, Checkpoint, Lease, Leases, Position, Shard, ShardId};
-use shared::service::Ready;
+use shared::service::{ConfigError, Ready};
 use tokio::task::{self, JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -32,6 +32,13 @@ pub struct Worker {
     pub ready: Ready,
 }
 
+/// What a scan came upon.
+enum Found {
+    Leases,
+    /// Another process works under this worker's name.
+    Namesake,
+}
+
 struct Scan {
     balancer: Balancer,
     /// The rows as they were last seen, should one of them be deleted under its owner.
@@ -43,7 +50,11 @@ struct Scan {
 impl Worker {
     /// Works until `stop`, then drains: settles what is in flight, within the drain time of the settings, and gives all
     /// leases up. Dropping the future ends everything at once, as a crash would.
-    pub async fn run(self, stop: CancellationToken) {
+    ///
+    /// # Errors
+    /// When another process works under the same name.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), ConfigError> {
+        let mut has_namesake = false;
         let mut scan = Scan {
             balancer: Balancer::new(self.common.worker.clone(), self.failover, self.is_alone),
             checkpoints: HashMap::new(),
@@ -61,7 +72,11 @@ impl Worker {
                 Some(ended) = scan.tasks.join_next_with_id() => self.ended(&mut scan, ended),
                 _ = scans.tick() => {
                     if let Some(result) = stop.run_until_cancelled(self.scan(&mut scan, &stop)).await {
-                        self.observe(&mut scan, result);
+                        has_namesake = matches!(result, Ok(Found::Namesake));
+                        self.observe(&mut scan, result.map(|_| ()));
+                        if has_namesake {
+                            stop.cancel();
+                        }
                     }
                 }
             }
@@ -71,10 +86,17 @@ impl Worker {
         while let Some(ended) = scan.tasks.join_next_with_id().await {
             self.ended(&mut scan, ended);
         }
+        if has_namesake {
+            return Err(ConfigError(format!(
+                "WORKER_ID: another process works as {:?}; every process needs a name of its own, and has one by default",
+                self.common.worker.0
+            )));
+        }
+        Ok(())
     }
 
     /// Creates missing leases, forgets those of shards long gone, and takes or asks for what is this worker's share.
-    async fn scan(&self, scan: &mut Scan, stop: &CancellationToken) -> Result<(), BackendError> {
+    async fn scan(&self, scan: &mut Scan, stop: &CancellationToken) -> Result<Found, BackendError> {
         let mut leases = self.leases.list().await?;
         let shards = self.common.stream.shards().await?;
         if self.create_missing(scan, &leases, &shards).await? {
@@ -88,6 +110,9 @@ impl Worker {
 
         let held: BTreeSet<ShardId> = scan.held.values().cloned().collect();
         let plan = scan.balancer.plan(&leases, &shards, &held);
+        if plan.has_namesake {
+            return Ok(Found::Namesake);
+        }
         for lease in plan.claim {
             let claimed_at = Instant::now();
             let event = if lease.wanted_by.as_ref() == Some(&self.common.worker) { "stolen" } else { "taken" };
@@ -104,7 +129,7 @@ impl Worker {
             self.leases.ask(&lease, &self.common.worker).await?;
         }
         self.common.limiter.set_share(scan.held.len(), plan.open);
-        Ok(())
+        Ok(Found::Leases)
     }
 
     /// Makes a row for every shard that has none; answers whether there were any.

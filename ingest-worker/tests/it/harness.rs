@@ -29,7 +29,7 @@ use shared::backend::{Checkpoint, Leases as _, NewRecord, Position, Stream as _,
 use shared::clock::Clock;
 use shared::dead_letter::DeadLetter;
 use shared::event::EventRules;
-use shared::service::Ready;
+use shared::service::{ConfigError, Ready};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -70,7 +70,7 @@ pub struct Running {
     pub common: Arc<Common>,
     pub ready: Ready,
     stop: CancellationToken,
-    task: JoinHandle<()>,
+    task: JoinHandle<Result<(), ConfigError>>,
 }
 
 impl World {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use shared::backend::dynamodb::WRITE_TIMEOUT;
+use shared::backend::dynamodb::{DynamoLeases, WRITE_TIMEOUT};
 use shared::backend::{BackendError, Checkpoint, Lease, Leases, Position};
 use tokio::time::Instant;
 
