@@ -134,12 +134,12 @@ pub async fn run(args: &BenchArgs) -> anyhow::Result<()> {
     if is_wanted(Bench::Limits) {
         worker_process::limits(sizes.limited_backlog).await?;
     }
-    if is_wanted(Bench::Takeover) {
-        takeover::run(sizes.takeover_window).await?;
-    }
-    if is_wanted(Bench::LeaseWrites) {
-        lease_writes::run(sizes.lease_writes).await?;
-    }
+    // At once: they wait for time to pass, and leave the CPU almost idle.
+    let takeover =
+        async { if is_wanted(Bench::Takeover) { takeover::run(sizes.takeover_window).await } else { Ok(()) } };
+    let lease_writes =
+        async { if is_wanted(Bench::LeaseWrites) { lease_writes::run(sizes.lease_writes).await } else { Ok(()) } };
+    tokio::try_join!(takeover, lease_writes)?;
     if is_wanted(Bench::IdleShards) {
         idle_shards::run().await?;
     }

@@ -43,17 +43,15 @@ pub struct FleetWorker {
 }
 
 impl Fleet {
-    /// Starts moto. Without it, says so under the heading, and answers `None`.
-    pub async fn start() -> anyhow::Result<Option<Self>> {
-        let moto = match Moto::start().await {
-            Ok(moto) => moto,
-            Err(reason) => {
-                println!("  skipped: {reason}");
-                return Ok(None);
-            }
-        };
+    /// Starts moto.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn start() -> Result<Self, String> {
+        let moto = Moto::start().await?;
         let queue = create_queue(&moto.url, "dead-letters").await;
-        Ok(Some(Self { moto, queue, directory: tempfile::tempdir()? }))
+        let directory = tempfile::tempdir().map_err(|error| format!("no temporary directory: {error}"))?;
+        Ok(Self { moto, queue, directory })
     }
 
     /// Starts a worker and waits until it is ready: it then has looked at the leases, and taken those that it can.

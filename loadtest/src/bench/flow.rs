@@ -1,7 +1,7 @@
 //! A Kinesis endpoint whose shards go on being filled while they are read, also before anybody reads them.
 //!
-//! An emulator takes some hundred records a second and is too slow to fill a shard. Here a record is made when it is
-//! read: which ones there are follows from the time alone.
+//! An emulator takes about 1,000 records a second in all, too few to fill several shards beside their readers. Here a
+//! record is made when it is read: which ones there are follows from the time alone.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

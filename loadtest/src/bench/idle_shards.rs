@@ -7,8 +7,9 @@ use emulators::{CannedKinesis, CannedSettings, CannedShard};
 use tokio::time::{Instant, sleep};
 
 use super::fleet::{Fleet, Place, wait_for};
-use super::measure::{cpu_time_of, heading, mebibytes, memory_of, row};
+use super::measure::{cpu_time_of, heading, mebibytes, memory_of, row, skipped};
 
+const TITLE: &str = "Idle shards: what a worker process spends on them";
 const FEW: usize = 1;
 const MANY: usize = 200;
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -19,22 +20,28 @@ const SAMPLE_EVERY: Duration = Duration::from_millis(500);
 
 /// Prints a worker's memory, CPU time and calls with many idle shards beside those with one.
 pub async fn run() -> anyhow::Result<()> {
+    let fleet = match Fleet::start().await {
+        Ok(fleet) => fleet,
+        Err(reason) => {
+            skipped(TITLE, &reason);
+            return Ok(());
+        }
+    };
+    let (few, many) = tokio::try_join!(hold(&fleet, FEW), hold(&fleet, MANY))?;
+    let (memory, cpu) = match (few.resident.zip(many.resident), few.cpu.zip(many.cpu)) {
+        (Some((few, many)), Some(cpu)) => (many.saturating_sub(few), cpu.1.saturating_sub(cpu.0)),
+        _ => {
+            skipped(TITLE, "there is no /proc");
+            return Ok(());
+        }
+    };
     heading(
-        "Idle shards: what a worker process spends on them",
+        TITLE,
         &[
             "canned Kinesis endpoint over loopback sockets, leases in moto, default settings",
             "(TLS to the real services takes more memory for each open connection)",
         ],
     );
-    let Some(fleet) = Fleet::start().await? else { return Ok(()) };
-    let (few, many) = tokio::try_join!(hold(&fleet, FEW), hold(&fleet, MANY))?;
-    let (memory, cpu) = match (few.resident.zip(many.resident), few.cpu.zip(many.cpu)) {
-        (Some((few, many)), Some(cpu)) => (many.saturating_sub(few), cpu.1.saturating_sub(cpu.0)),
-        _ => {
-            println!("  skipped: there is no /proc");
-            return Ok(());
-        }
-    };
     row("", [format!("{FEW} shard"), format!("{MANY} shards"), "each more".to_owned()]);
     let each = (MANY - FEW) as f64;
     let [resident_few, resident_many] = [&few, &many].map(|seen| mebibytes(seen.resident.unwrap_or_default()));

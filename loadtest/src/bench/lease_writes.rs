@@ -8,8 +8,9 @@ use tokio::time::{Instant, sleep};
 
 use super::fleet::{Fleet, Place, wait_for};
 use super::flow::{Fill, Flow};
-use super::measure::{heading, row};
+use super::measure::{heading, row, skipped};
 
+const TITLE: &str = "Lease table: calls, counted in front of it";
 const SHARDS: usize = 8;
 /// Enough that something is settled between any two checkpoints.
 const RECORDS_PER_SECOND: u32 = 20;
@@ -19,21 +20,27 @@ const SETTLED: Duration = Duration::from_secs(8);
 
 /// Prints the calls of a worker, counted for so long.
 pub async fn run(duration: Duration) -> anyhow::Result<()> {
-    heading(
-        "Lease table: calls, counted in front of it",
-        &[
-            &format!("two worker processes, FAILOVER_TIME=10s, each with {SHARDS} shards of its own; leases in moto"),
-            &format!("busy: {RECORDS_PER_SECOND} records a second in every shard; counted for {duration:?}"),
-            "(the KCL's renewals alone are about 18 writes a shard and minute; its checkpoints come on top)",
-        ],
-    );
-    let Some(fleet) = Fleet::start().await? else { return Ok(()) };
+    let fleet = match Fleet::start().await {
+        Ok(fleet) => fleet,
+        Err(reason) => {
+            skipped(TITLE, &reason);
+            return Ok(());
+        }
+    };
     let flow = Flow::start().await?;
     let now = Clock::system().now();
     flow.add("idle", SHARDS, Fill::At(vec![now]));
     flow.add("busy", SHARDS, Fill::Steady { since: now, per_second: RECORDS_PER_SECOND });
     let (idle, busy) =
         tokio::try_join!(count(&fleet, &flow, "idle", duration), count(&fleet, &flow, "busy", duration))?;
+    heading(
+        TITLE,
+        &[
+            &format!("two worker processes, FAILOVER_TIME=10s, each with {SHARDS} shards of its own; leases in moto"),
+            &format!("busy: {RECORDS_PER_SECOND} records a second in every shard; counted for {duration:?}"),
+            "(the KCL's renewals alone are about 18 writes a shard and minute; its checkpoints come on top)",
+        ],
+    );
     let each = |count: u64, of: usize| format!("{:.1}", count as f64 / of as f64 * 60.0 / duration.as_secs_f64());
     row("", ["idle".to_owned(), "busy".to_owned()]);
     row("UpdateItem per shard and minute", [each(idle.updates, SHARDS), each(busy.updates, SHARDS)]);
