@@ -5,22 +5,29 @@
 
 mod bare_loop;
 mod dedup;
+mod fleet;
+mod flow;
 mod gzip;
+mod idle_shards;
+mod kinesis_path;
+mod lease_writes;
 mod measure;
 mod path;
 mod payload;
 mod put_events;
 mod stages;
+mod takeover;
 mod worker_process;
 
 use std::process::Command;
+use std::time::Duration;
 
 use payload::Payload;
 
 /// Arguments of `loadtest bench`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct BenchArgs {
-    /// Smaller sizes: all of it in less than a minute, with less certain numbers.
+    /// Smaller sizes: all of it in about three minutes, with less certain numbers.
     #[arg(long)]
     quick: bool,
     /// Runs only this one.
@@ -35,6 +42,8 @@ enum Bench {
     Dedup,
     /// The worker's path beside a bare loop.
     Path,
+    /// The path behind the Kinesis client.
+    KinesisPath,
     /// Where the path's time goes.
     Stages,
     /// Levels of gzip.
@@ -45,6 +54,12 @@ enum Bench {
     Memory,
     /// A worker's throughput with default limits.
     Limits,
+    /// How long a shard waits for another worker.
+    Takeover,
+    /// Calls to the lease table.
+    LeaseWrites,
+    /// A worker's memory with many idle shards.
+    IdleShards,
 }
 
 /// How much is done.
@@ -55,6 +70,9 @@ struct Sizes {
     dedup_keys: &'static [u32],
     backlog: usize,
     limited_backlog: usize,
+    kinesis_rounds: usize,
+    takeover_window: Duration,
+    lease_writes: Duration,
 }
 
 const FULL: Sizes = Sizes {
@@ -64,6 +82,10 @@ const FULL: Sizes = Sizes {
     dedup_keys: &[10_000, 100_000, 1_000_000, 5_000_000],
     backlog: 1_000_000,
     limited_backlog: 200_000,
+    kinesis_rounds: 3,
+    // The default of the setting.
+    takeover_window: Duration::from_secs(120),
+    lease_writes: Duration::from_secs(60),
 };
 const QUICK: Sizes = Sizes {
     events: 100_000,
@@ -72,6 +94,9 @@ const QUICK: Sizes = Sizes {
     dedup_keys: &[10_000, 100_000, 1_000_000],
     backlog: 150_000,
     limited_backlog: 50_000,
+    kinesis_rounds: 1,
+    takeover_window: Duration::from_secs(5),
+    lease_writes: Duration::from_secs(20),
 };
 
 /// Runs the benchmarks and prints their tables.
@@ -85,10 +110,13 @@ pub async fn run(args: &BenchArgs) -> anyhow::Result<()> {
     if is_wanted(Bench::Dedup) {
         dedup::run(sizes.dedup_keys);
     }
-    if [Bench::Path, Bench::Stages, Bench::Gzip].into_iter().any(is_wanted) {
+    if [Bench::Path, Bench::KinesisPath, Bench::Stages, Bench::Gzip].into_iter().any(is_wanted) {
         let payload = Payload::generate(sizes.events);
         if is_wanted(Bench::Path) {
             path::run(&payload, sizes.rounds).await?;
+        }
+        if is_wanted(Bench::KinesisPath) {
+            kinesis_path::run(&payload, sizes.kinesis_rounds).await?;
         }
         if is_wanted(Bench::Stages) {
             stages::run(&payload, sizes.rounds).await?;
@@ -105,6 +133,15 @@ pub async fn run(args: &BenchArgs) -> anyhow::Result<()> {
     }
     if is_wanted(Bench::Limits) {
         worker_process::limits(sizes.limited_backlog).await?;
+    }
+    // At once: they wait for time to pass, and leave the CPU almost idle.
+    let takeover =
+        async { if is_wanted(Bench::Takeover) { takeover::run(sizes.takeover_window).await } else { Ok(()) } };
+    let lease_writes =
+        async { if is_wanted(Bench::LeaseWrites) { lease_writes::run(sizes.lease_writes).await } else { Ok(()) } };
+    tokio::try_join!(takeover, lease_writes)?;
+    if is_wanted(Bench::IdleShards) {
+        idle_shards::run().await?;
     }
     Ok(())
 }

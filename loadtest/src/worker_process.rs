@@ -114,6 +114,12 @@ impl WorkerProcess {
         self.scraper.clone()
     }
 
+    /// Its process id, while it runs.
+    #[must_use]
+    pub fn id(&self) -> Option<u32> {
+        self.child.id()
+    }
+
     /// Kills it with SIGKILL, and waits until it is gone.
     ///
     /// # Errors

@@ -60,6 +60,11 @@ pub fn heading(title: &str, notes: &[&str]) {
     }
 }
 
+/// Prints a heading, and why nothing was measured.
+pub fn skipped(title: &str, reason: &str) {
+    heading(title, &[&format!("skipped: {reason}")]);
+}
+
 /// Prints a row: a name, then columns to the right.
 pub fn row<const COLUMNS: usize>(name: &str, columns: [String; COLUMNS]) {
     let columns: String = columns.iter().map(|column| format!("{column:>18}")).collect();

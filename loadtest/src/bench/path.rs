@@ -78,20 +78,9 @@ pub async fn through_the_worker(payload: &Payload) -> anyhow::Result<Duration> {
     let store = LocalStore::open_in_memory(LocalOptions { shards: 1, ..LocalOptions::default() })?;
     // Copied beforehand: a real stream's records are made by whoever reads them, and that is not measured here.
     let stream = Arc::new(Shelf::new(payload));
-    let worker = Worker {
-        common: common(Arc::clone(&stream), store.clone()).await?,
-        leases: Arc::new(store.clone()),
-        failover: Duration::from_secs(10),
-        initial_position: Position::TrimHorizon,
-        is_alone: true,
-        ready: Ready::default(),
-    };
-    let stop = CancellationToken::new();
+    let worker = worker(stream.clone(), &store).await?;
     let started = cpu_time();
-    let running = tokio::spawn(worker.run(stop.clone()));
-    stream.taken.notified().await;
-    stop.cancel();
-    running.await?;
+    work_until(worker, &stream.taken).await?;
     let spent = cpu_time() - started;
 
     let leases = store.list().await?;
@@ -109,7 +98,28 @@ pub async fn through_the_worker(payload: &Payload) -> anyhow::Result<Duration> {
     Ok(spent)
 }
 
-async fn common(stream: Arc<Shelf>, store: LocalStore) -> anyhow::Result<Arc<Common>> {
+/// A worker with limits off that reads `stream` and keeps all else in `store`.
+pub async fn worker(stream: Arc<dyn Stream>, store: &LocalStore) -> anyhow::Result<Worker> {
+    Ok(Worker {
+        common: common(stream, store.clone()).await?,
+        leases: Arc::new(store.clone()),
+        failover: Duration::from_secs(10),
+        initial_position: Position::TrimHorizon,
+        is_alone: true,
+        ready: Ready::default(),
+    })
+}
+
+/// Lets the worker work until all is `taken`, and drain.
+pub async fn work_until(worker: Worker, taken: &Notify) -> anyhow::Result<()> {
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(worker.run(stop.clone()));
+    taken.notified().await;
+    stop.cancel();
+    Ok(running.await?)
+}
+
+async fn common(stream: Arc<dyn Stream>, store: LocalStore) -> anyhow::Result<Arc<Common>> {
     let keys = ApiKeys::load(Source::Setting(ApiKey::new("bench-key")?)).await?;
     let clock = Clock::system();
     let client = Client::new(Box::new(Answering), "http://amberflo.invalid", keys.subscribe(), clock);
