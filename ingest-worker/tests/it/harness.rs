@@ -216,7 +216,7 @@ impl Running {
     pub async fn drain(mut self) -> Duration {
         let started = Instant::now();
         self.stop.cancel();
-        timeout(10 * MINUTE, &mut self.task).await.expect("the drain does not end").unwrap();
+        timeout(10 * MINUTE, &mut self.task).await.expect("the drain does not end").unwrap().unwrap();
         started.elapsed()
     }
 }

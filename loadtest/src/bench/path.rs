@@ -116,7 +116,7 @@ pub async fn work_until(worker: Worker, taken: &Notify) -> anyhow::Result<()> {
     let running = tokio::spawn(worker.run(stop.clone()));
     taken.notified().await;
     stop.cancel();
-    Ok(running.await?)
+    Ok(running.await??)
 }
 
 async fn common(stream: Arc<dyn Stream>, store: LocalStore) -> anyhow::Result<Arc<Common>> {

@@ -85,7 +85,7 @@ impl SimulatedWorker {
                 is_alone: false,
                 ready: Ready::default(),
             };
-            worker.run(token).await;
+            worker.run(token).await.unwrap();
         });
         let abort = task.abort_handle();
         let watched = Arc::clone(&life);
