@@ -10,7 +10,7 @@ use crate::process::eventually;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_worker_loses_and_doubles_nothing() {
-    let Some(fleet) = Fleet::start("sigkill", 6, "3s").await else { return };
+    let Some(fleet) = Fleet::start("sigkill", 6, "5s").await else { return };
     fleet.amberflo.sandbox.set_faults(slow(50..300)).unwrap();
     fleet.put_invalid().await;
     let survivors = [fleet.worker("first").await, fleet.worker("second").await];
@@ -43,7 +43,7 @@ async fn a_killed_worker_loses_and_doubles_nothing() {
 /// A trap of other consumers: a paused worker (GC, a stalled machine) still posts after it has lost its lease.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_paused_worker_begins_no_request_for_a_shard_that_it_lost() {
-    let Some(fleet) = Fleet::start("sigstop", 4, "3s").await else { return };
+    let Some(fleet) = Fleet::start("sigstop", 4, "5s").await else { return };
     fleet.amberflo.sandbox.set_faults(slow(200..600)).unwrap();
     let front = Front::start(&fleet, "paused").await;
     // It has read much more than it can send, so it would have something to begin with.
@@ -63,7 +63,7 @@ async fn a_paused_worker_begins_no_request_for_a_shard_that_it_lost() {
             paused.signal("STOP").await;
             let rows = fleet.rows().await;
             // Twice the failover time, and until the other has all.
-            sleep(Duration::from_secs(6)).await;
+            sleep(Duration::from_secs(10)).await;
             fleet.until_loads(&[("other", 4)]).await;
             let attempted = front.seen();
             front.check_owners();

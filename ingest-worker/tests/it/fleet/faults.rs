@@ -146,7 +146,7 @@ async fn a_rotated_key_takes_effect_without_a_restart_or_a_lost_event() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_that_is_deleted_under_a_live_worker_is_made_anew_with_its_last_checkpoint() {
-    let Some(fleet) = Fleet::start("deleted", 2, "3s").await else { return };
+    let Some(fleet) = Fleet::start("deleted", 2, "5s").await else { return };
     let workers = [fleet.worker("first").await, fleet.worker("second").await];
     let old = fleet.put(200).await;
     fleet.put_invalid().await;
