@@ -184,7 +184,8 @@ pub(crate) fn common(
         max_in_flight: settings.max_in_flight.get() as usize,
         max_in_order: IN_ORDER_PER_IN_FLIGHT * settings.max_in_flight.get() as usize,
         dedup_window: settings.dedup_window,
-        drain: settings.shutdown_grace.saturating_sub(RELEASE_TIMEOUT),
+        // A worker that has asked for a lease waits for six failover times, and then takes it.
+        drain: settings.shutdown_grace.saturating_sub(RELEASE_TIMEOUT).min(5 * settings.failover_time),
         clock,
     })
 }

@@ -75,10 +75,12 @@ impl Balancer {
             open.iter().copied().filter(|lease| !held.contains(&lease.shard) && self.is_free(lease)).collect();
         // Workers that look at the same time had better not all try the same one first.
         fastrand::shuffle(&mut free);
-        let (overdue, free): (Vec<&Lease>, Vec<&Lease>) =
-            free.into_iter().partition(|lease| self.is_alone || self.quiet(lease) >= OVERDUE * self.failover);
-        let room = share.saturating_sub(mine + overdue.len());
-        plan.claim.extend(overdue.into_iter().chain(free.into_iter().take(room)).cloned());
+        // What this worker has asked for nobody else takes, also where its share has become smaller since.
+        let (meant, free): (Vec<&Lease>, Vec<&Lease>) = free
+            .into_iter()
+            .partition(|lease| self.is_alone || self.is_awaited(lease) || self.quiet(lease) >= OVERDUE * self.failover);
+        let room = share.saturating_sub(mine + meant.len());
+        plan.claim.extend(meant.into_iter().chain(free.into_iter().take(room)).cloned());
 
         let asked = self.asked.take();
         if let Some((shard, since)) = asked
@@ -88,7 +90,7 @@ impl Balancer {
             plan.claim.extend(is_unheard.then(|| (*lease).clone()));
             self.asked = Some((shard, since));
         } else if plan.claim.is_empty() && !self.is_alone {
-            plan.ask = busiest(&loads, mine + 2).cloned();
+            plan.ask = busiest(&loads, &me, mine + 2).cloned();
             self.asked = plan.ask.as_ref().map(|lease| (lease.shard.clone(), Instant::now()));
         }
         plan
@@ -156,23 +158,26 @@ impl Balancer {
     }
 }
 
-/// A lease of the worker that holds most of them, if those are at least `minimum`.
-fn busiest<'a>(loads: &BTreeMap<&WorkerId, Vec<&'a Lease>>, minimum: usize) -> Option<&'a Lease> {
-    let most = loads.values().max_by_key(|leases| leases.len()).filter(|leases| leases.len() >= minimum)?;
+/// A lease of the other worker that holds most of them, if those are at least `minimum`.
+fn busiest<'a>(loads: &BTreeMap<&WorkerId, Vec<&'a Lease>>, me: &WorkerId, minimum: usize) -> Option<&'a Lease> {
+    let others = loads.iter().filter(|(worker, _)| **worker != me).map(|(_, leases)| leases);
+    let most = others.max_by_key(|leases| leases.len()).filter(|leases| leases.len() >= minimum)?;
     let unasked: Vec<&Lease> = most.iter().copied().filter(|lease| lease.wanted_by.is_none()).collect();
     fastrand::choice(unasked)
 }
 
 /// Whether there is something to do for the lease: its shard is not finished, and all that its parents held is settled,
 /// so that a key's records keep their order.
+///
+/// A shard that is not listed is not begun: it is younger than the list, and its lineage is not known.
 fn may_start(lease: &Lease, rows: &HashMap<&ShardId, &Lease>, listed: &HashMap<&ShardId, &Shard>) -> bool {
     let is_settled = |parent: &ShardId| match rows.get(parent) {
         Some(row) => row.checkpoint == Checkpoint::Ended,
         // Without a row it is not begun yet, or was finished and forgotten long ago.
         None => !listed.contains_key(parent),
     };
-    let shard = listed.get(&lease.shard);
-    lease.checkpoint != Checkpoint::Ended && shard.is_none_or(|shard| shard.parents.iter().all(is_settled))
+    let Some(shard) = listed.get(&lease.shard) else { return false };
+    lease.checkpoint != Checkpoint::Ended && shard.parents.iter().chain(&lease.parents).all(is_settled)
 }
 
 #[cfg(test)]
@@ -190,7 +195,7 @@ mod tests {
     fn lease(number: usize, owner: Option<&str>) -> Lease {
         let checkpoint = Checkpoint::Settled { sequence_number: SequenceNumber("1".to_owned()), arrived_at: 1 };
         let shard = ShardId(format!("shard-{number}"));
-        Lease { shard, owner: owner.map(worker), counter: 1, checkpoint, wanted_by: None }
+        Lease { shard, owner: owner.map(worker), counter: 1, checkpoint, parents: vec![], wanted_by: None }
     }
 
     fn leases(owners: &[Option<&str>]) -> Vec<Lease> {
@@ -301,6 +306,22 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn what_was_asked_for_is_taken_also_where_the_share_has_become_smaller() {
+        let mut table = leases(&[Some("a"), Some("a"), None, Some("b"), Some("c"), Some("d")]);
+        let shards = shards(&table);
+        table[2].wanted_by = Some(worker("a"));
+        let plan = balancer("a").plan(&table, &shards, &held(&table, "a"));
+        assert_eq!(plan.claim.len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_asks_himself() {
+        let table = leases(&[Some("a"), Some("a"), Some("a")]);
+        let plan = balancer("a").plan(&table, &shards(&table), &BTreeSet::new());
+        assert!(plan.ask.is_none(), "they are of a life before this one: {plan:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn an_owner_that_does_not_hear_loses_the_lease() {
         let mut table = leases(&[Some("deaf"), Some("deaf")]);
         let (shards, mut balancer) = (shards(&table), balancer("b"));
@@ -354,5 +375,10 @@ mod tests {
         table[1].checkpoint = Checkpoint::Ended;
         assert_eq!(claims(&table), ["shard-2"]);
         assert_eq!(claims(&table[2..]), Vec::<String>::new(), "its parents' rows are yet to be made");
+
+        table[0].checkpoint = Checkpoint::Start(Position::TrimHorizon);
+        table[2].parents = vec![table[0].shard.clone()];
+        let plan = balancer("a").plan(&table, &shards[1..2], &BTreeSet::new());
+        assert!(plan.claim.is_empty(), "rows may be newer than the list of shards: {plan:?}");
     }
 }

@@ -5,12 +5,10 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use shared::backend::{BackendError, Checkpoint, Lease, Leases, Position, Shard, ShardId, Stream};
+use shared::clock::UnixMillis;
 use tokio::time::sleep;
 
 use crate::backoff::Backoff;
-
-/// Generations whose tails can still lie in a dedup window: a stream is hardly split three times within minutes.
-const GENERATIONS: usize = 3;
 
 /// A shard, and the shards whose records went on in it.
 #[derive(Clone, Debug)]
@@ -19,8 +17,10 @@ pub struct Lineage {
     pub id: ShardId,
     /// It takes records whose partition key has its hash in here.
     pub hashes: RangeInclusive<u128>,
-    /// Its ancestors that the stream still has, oldest first.
-    pub ancestors: Vec<ShardId>,
+    /// Its parents.
+    pub parents: Vec<ShardId>,
+    /// Its ancestors that the stream still has, parents included, oldest first.
+    pub ancestors: Vec<Shard>,
 }
 
 /// The lineage of `id` among the shards of the stream.
@@ -28,14 +28,31 @@ pub struct Lineage {
 pub fn of(id: &ShardId, shards: &[Shard]) -> Lineage {
     let listed: HashMap<&ShardId, &Shard> = shards.iter().map(|shard| (&shard.id, shard)).collect();
     let hashes = listed.get(id).map_or(0..=u128::MAX, |shard| shard.hashes.clone());
-    let mut generations = vec![BTreeSet::from([id])];
-    for _ in 0..GENERATIONS {
-        let youngest = generations.last().into_iter().flatten();
-        let parents = youngest.filter_map(|id| listed.get(id)).flat_map(|shard| &shard.parents);
-        generations.push(parents.filter(|parent| listed.contains_key(parent)).collect());
+    let parents = listed.get(id).map(|shard| shard.parents.clone()).unwrap_or_default();
+    let mut ancestors = BTreeSet::new();
+    let mut next = vec![id];
+    while let Some(id) = next.pop() {
+        let parents = listed.get(id).into_iter().flat_map(|shard| &shard.parents);
+        next.extend(parents.filter(|parent| listed.contains_key(parent) && ancestors.insert(*parent)));
     }
-    let ancestors = generations.into_iter().skip(1).rev().flatten().cloned().collect();
-    Lineage { id: id.clone(), hashes, ancestors }
+    let ancestors = parents_first(shards).into_iter().filter(|shard| ancestors.contains(&shard.id));
+    Lineage { id: id.clone(), hashes, parents, ancestors: ancestors.cloned().collect() }
+}
+
+/// When the oldest record arrived that the stream still has of a shard; `None`: it has none.
+///
+/// # Errors
+/// When the stream cannot be read.
+pub async fn first_arrival(stream: &dyn Stream, shard: &ShardId) -> Result<Option<UnixMillis>, BackendError> {
+    let mut reader = stream.reader(shard, Position::TrimHorizon).await?;
+    loop {
+        let page = reader.next(1).await?;
+        match page.records.first() {
+            Some(record) => return Ok(Some(record.arrived_at)),
+            None if page.is_end || page.millis_behind_latest == 0 => return Ok(None),
+            None => {}
+        }
+    }
 }
 
 /// The shards without a lease row, children before their parents: where only some rows are made before a crash, a child
@@ -63,28 +80,27 @@ fn parents_first(shards: &[Shard]) -> Vec<&Shard> {
     sorted
 }
 
-/// Where a shard without a row begins: at its first record if one of its ancestors is or was being read, because then
-/// all of it is new; otherwise where the settings say.
+/// How far a shard without a row is: finished if one of its children was begun, because that comes after; at its first
+/// record if one of its ancestors is or was being read, because then all of it is new; otherwise where the settings say.
 #[must_use]
-pub fn start_of(shard: &Shard, leases: &[Lease], shards: &[Shard], initial: &Position) -> Position {
+pub fn start_of(shard: &Shard, leases: &[Lease], shards: &[Shard], initial: &Position) -> Checkpoint {
+    let row = |id: &ShardId| leases.iter().find(|lease| lease.shard == *id);
+    let mut children =
+        shards.iter().filter(|child| child.parents.contains(&shard.id)).filter_map(|child| row(&child.id));
+    if children.any(|child| !matches!(child.checkpoint, Checkpoint::Start(_))) {
+        return Checkpoint::Ended;
+    }
     let mut ancestors: Vec<&ShardId> = shard.parents.iter().collect();
     let mut seen = BTreeSet::new();
     while let Some(ancestor) = ancestors.pop() {
-        if leases.iter().any(|lease| lease.shard == *ancestor) {
-            return Position::TrimHorizon;
+        if row(ancestor).is_some() {
+            return Checkpoint::Start(Position::TrimHorizon);
         }
-        if !seen.insert(ancestor) {
-            continue;
+        if seen.insert(ancestor) {
+            ancestors.extend(shards.iter().filter(|shard| shard.id == *ancestor).flat_map(|shard| &shard.parents));
         }
-        ancestors.extend(shards.iter().filter(|shard| shard.id == *ancestor).flat_map(|shard| &shard.parents));
     }
-    initial.clone()
-}
-
-/// Whether the row is of no more use: its shard is finished, and so long ago that the stream has forgotten it.
-#[must_use]
-pub fn is_forgotten(lease: &Lease, shards: &[Shard]) -> bool {
-    lease.checkpoint == Checkpoint::Ended && shards.iter().all(|shard| shard.id != lease.shard)
+    Checkpoint::Start(initial.clone())
 }
 
 /// Makes leases for the children of a shard that has ended; tries until it is done.
@@ -105,7 +121,7 @@ pub async fn create_children(parent: &ShardId, stream: &dyn Stream, leases: &dyn
 async fn try_create_children(parent: &ShardId, stream: &dyn Stream, leases: &dyn Leases) -> Result<(), BackendError> {
     let shards = stream.shards().await?;
     let children: Vec<&Shard> = shards.iter().filter(|shard| shard.parents.contains(parent)).collect();
-    if children.is_empty() && shards.iter().any(|shard| shard.id == *parent) {
+    if children.is_empty() {
         return Err(BackendError::Unavailable("the stream does not list them".to_owned()));
     }
     for child in children {
@@ -124,7 +140,14 @@ mod tests {
     }
 
     fn row(name: &str, checkpoint: Checkpoint) -> Lease {
-        Lease { shard: ShardId(name.to_owned()), owner: None, counter: 0, checkpoint, wanted_by: None }
+        Lease {
+            shard: ShardId(name.to_owned()),
+            owner: None,
+            counter: 0,
+            checkpoint,
+            parents: Vec::new(),
+            wanted_by: None,
+        }
     }
 
     /// a was split into b and c; b and c were merged into d, which was split into e and f.
@@ -138,9 +161,9 @@ mod tests {
     fn ancestors_come_oldest_first() {
         let names = |name: &str| {
             let lineage = of(&ShardId(name.to_owned()), &family());
-            lineage.ancestors.into_iter().map(|id| id.0).collect::<Vec<_>>().join("")
+            lineage.ancestors.into_iter().map(|shard| shard.id.0).collect::<Vec<_>>().join("")
         };
-        assert_eq!([names("a"), names("b"), names("d"), names("f"), names("unknown")], ["", "a", "abc", "abcd", ""]);
+        assert_eq!([names("a"), names("b"), names("d"), names("f"), names("unknown")], ["", "a", "acb", "acbd", ""]);
     }
 
     #[test]
@@ -156,15 +179,33 @@ mod tests {
     fn a_shard_whose_ancestor_is_being_read_begins_at_its_first_record() {
         let latest = Position::AtTime(1_000);
         let start = |name: &str, rows: &[&str]| {
-            let leases: Vec<Lease> = rows.iter().map(|name| row(name, Checkpoint::Ended)).collect();
+            let begun = Checkpoint::Start(Position::TrimHorizon);
+            let leases: Vec<Lease> = rows.iter().map(|name| row(name, begun.clone())).collect();
             let shards = family();
-            start_of(shards.iter().find(|shard| shard.id.0 == name).unwrap(), &leases, &shards, &latest)
+            let shard = shards.iter().find(|shard| shard.id.0 == name).unwrap();
+            match start_of(shard, &leases, &shards, &latest) {
+                Checkpoint::Start(position) => position,
+                other => panic!("{other}"),
+            }
         };
         assert_eq!(start("f", &[]), latest);
         assert_eq!(start("f", &["e"]), latest, "a sibling says nothing");
         assert_eq!(start("f", &["d"]), Position::TrimHorizon);
         assert_eq!(start("f", &["a"]), Position::TrimHorizon, "also where rows in between are missing");
         assert_eq!(start("a", &["older"]), Position::TrimHorizon, "also where the stream has forgotten the parent");
+    }
+
+    #[test]
+    fn a_shard_whose_child_was_begun_is_finished() {
+        let shards = family();
+        let start = |name: &str, checkpoint: Checkpoint| {
+            start_of(&shards[4], &[row(name, checkpoint)], &shards, &Position::TrimHorizon)
+        };
+        assert_eq!(shards[4].id.0, "b");
+        assert_eq!(start("d", Checkpoint::Rewound(1)), Checkpoint::Ended);
+        assert_eq!(start("d", Checkpoint::Ended), Checkpoint::Ended);
+        let unbegun = Checkpoint::Start(Position::TrimHorizon);
+        assert_eq!(start("d", unbegun.clone()), unbegun, "its row alone says nothing");
     }
 
     #[test]
@@ -177,13 +218,9 @@ mod tests {
             shards.push(shard(&format!("merged-{generation}"), &[&halves[0], &halves[1]]));
         }
         assert_eq!(missing(&[], &shards).len(), shards.len());
-        assert_eq!(start_of(&shards[shards.len() - 1], &[], &shards, &Position::AtTime(1)), Position::AtTime(1));
-    }
-
-    #[test]
-    fn only_what_ended_and_is_no_longer_listed_is_forgotten() {
-        assert!(is_forgotten(&row("x", Checkpoint::Ended), &family()));
-        assert!(!is_forgotten(&row("a", Checkpoint::Ended), &family()));
-        assert!(!is_forgotten(&row("x", Checkpoint::Start(Position::TrimHorizon)), &family()));
+        let youngest = &shards[shards.len() - 1];
+        assert_eq!(of(&youngest.id, &shards).ancestors.len(), shards.len() - 1);
+        let start = Position::AtTime(1);
+        assert_eq!(start_of(youngest, &[], &shards, &start), Checkpoint::Start(start));
     }
 }

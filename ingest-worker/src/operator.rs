@@ -173,7 +173,7 @@ async fn rewound(
              as identical records, and only Amberflo's own deduplication keeps it from being billed twice"
         );
     }
-    let rewound = rewind(&*leases, to, shard.as_ref()).await?;
+    let rewound = rewind(&*leases, &*backends.stream, to, shard.as_ref()).await?;
     if rewound.is_empty() {
         tracing::warn!("no shard was further on than that: nothing changed");
     }

@@ -1,16 +1,18 @@
 //! Reads one shard ahead of its task, inside the worker's memory budget.
 
+use std::collections::BTreeSet;
 use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
-use shared::backend::{BackendError, Page, Position, ShardId, ShardReader, Stream};
+use shared::backend::{BackendError, Page, Position, Shard, ShardId, ShardReader, Stream};
 use shared::clock::{UnixMillis, millis};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::sleep;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::backoff::Backoff;
+use crate::lineage::{self, Lineage};
 
 /// Units of the memory budget.
 const UNIT: usize = 1024;
@@ -38,9 +40,9 @@ impl Buffer {
         Self { units: Arc::new(Semaphore::new(units)), page_bytes }
     }
 
-    /// Reserves room for the dearest page.
-    async fn reserve(&self) -> Option<OwnedSemaphorePermit> {
-        let units = (RESERVE_FACTOR * self.page_bytes / UNIT).try_into().ok()?;
+    /// Reserves room for the dearest page of so many bytes.
+    async fn reserve(&self, page_bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let units = (RESERVE_FACTOR * page_bytes / UNIT).try_into().ok()?;
         Arc::clone(&self.units).acquire_many_owned(units).await.ok()
     }
 }
@@ -59,13 +61,11 @@ pub struct BufferedPage {
 /// What to read for a shard.
 #[derive(Clone, Debug)]
 pub struct Reading {
-    /// The shard.
-    pub shard: ShardId,
+    /// The shard, and those it continues: their last records belong to its dedup window.
+    pub lineage: Lineage,
     /// Where to begin in it.
     pub from: Position,
-    /// The shards it continues, oldest first: their last records belong to its dedup window.
-    pub ancestors: Vec<ShardId>,
-    /// Where to begin in them.
+    /// Where to begin in its ancestors.
     pub ancestors_since: Since,
 }
 
@@ -89,7 +89,7 @@ impl Pages {
     #[must_use]
     pub fn start(stream: Arc<dyn Stream>, reading: Reading, buffer: Buffer) -> Self {
         let (sender, receiver) = mpsc::channel(1);
-        let reader = Reader { stream, buffer, pages: sender, backoff: Backoff::default() };
+        let reader = Reader { stream, buffer, pages: sender, backoff: Backoff::default(), is_at_tip: false };
         let task = tokio::spawn(async move { reader.run(reading).await });
         Self { receiver, _task: Some(AbortOnDropHandle::new(task)) }
     }
@@ -116,25 +116,30 @@ struct Reader {
     buffer: Buffer,
     pages: mpsc::Sender<BufferedPage>,
     backoff: Backoff,
+    /// The last page was the newest there is: the next one will hardly be large.
+    is_at_tip: bool,
 }
 
 impl Reader {
     /// Ends when the shard ends, or when nobody wants its pages any more.
     async fn run(mut self, reading: Reading) {
-        let Reading { shard, from, mut ancestors, ancestors_since } = reading;
+        let Reading { lineage, from, ancestors_since } = reading;
+        let mut needs_ancestors = !lineage.ancestors.is_empty();
         if let Since::Time(time) = ancestors_since {
-            self.read_ancestors(mem::take(&mut ancestors), time).await;
+            self.read_ancestors(&lineage, time).await;
+            needs_ancestors = false;
         }
         let mut reader = None;
-        while let Some(page) = self.read(&shard, &from, &mut reader).await {
-            if let (Some(first), Since::BeforeFirst(reach), false) =
-                (page.page.records.first(), ancestors_since, ancestors.is_empty())
+        while let Some(page) = self.read(&lineage.id, &from, &mut reader).await {
+            if let (Some(first), Since::BeforeFirst(reach), true) =
+                (page.page.records.first(), ancestors_since, needs_ancestors)
             {
                 let since = first.arrived_at - millis(reach);
                 // Read again later: were its memory held, shards that all wait for some more could wait for ever.
                 drop(page);
                 reader = None;
-                self.read_ancestors(mem::take(&mut ancestors), since).await;
+                self.read_ancestors(&lineage, since).await;
+                needs_ancestors = false;
                 continue;
             }
             let is_end = page.page.is_end;
@@ -145,23 +150,62 @@ impl Reader {
         }
     }
 
-    async fn read_ancestors(&mut self, ancestors: Vec<ShardId>, since: UnixMillis) {
-        for ancestor in ancestors {
-            let from = Position::AtTime(since);
+    async fn read_ancestors(&mut self, lineage: &Lineage, since: UnixMillis) {
+        for ancestor in self.recent(lineage, since).await {
             let mut reader = None;
-            while let Some(mut page) = self.read(&ancestor, &from, &mut reader).await {
-                let is_end = page.page.is_end || (page.page.records.is_empty() && page.page.millis_behind_latest == 0);
-                page.page.is_end = false;
+            loop {
+                let mut page = match self.try_read(&ancestor, &Position::AtTime(since), &mut reader).await {
+                    Ok(Some(page)) => page,
+                    // Forgotten, so it is older than any window.
+                    Ok(None) | Err(BackendError::Gone(_)) => break,
+                    Err(error) => {
+                        self.wait_after(&ancestor, &error).await;
+                        continue;
+                    }
+                };
+                let is_end = mem::take(&mut page.page.is_end);
                 page.is_of_ancestor = true;
                 if self.pages.send(page).await.is_err() || is_end {
                     break;
                 }
             }
         }
+        self.is_at_tip = false;
     }
 
-    /// The next page of a shard, opened first where there is no reader yet. Errors are retried; a shard that is gone has
-    /// ended.
+    /// The ancestors that took records since `since`, oldest first: the parents of every shard that began after it.
+    async fn recent(&mut self, lineage: &Lineage, since: UnixMillis) -> Vec<ShardId> {
+        let ancestor = |id: &ShardId| lineage.ancestors.iter().find(|shard| shard.id == *id);
+        let mut recent: BTreeSet<&ShardId> = BTreeSet::new();
+        let mut next = vec![(&lineage.id, &lineage.parents)];
+        while let Some((id, parents)) = next.pop() {
+            let parents: Vec<&Shard> = parents.iter().filter_map(ancestor).collect();
+            if parents.is_empty() || self.began_before(id, since).await {
+                continue;
+            }
+            let unseen = parents.into_iter().filter(|parent| recent.insert(&parent.id));
+            next.extend(unseen.map(|parent| (&parent.id, &parent.parents)));
+        }
+        lineage.ancestors.iter().map(|shard| &shard.id).filter(|id| recent.contains(id)).cloned().collect()
+    }
+
+    async fn began_before(&mut self, shard: &ShardId, time: UnixMillis) -> bool {
+        loop {
+            match lineage::first_arrival(&*self.stream, shard).await {
+                Ok(first) => return first.is_some_and(|first| first < time),
+                // Forgotten, so it is older than any window.
+                Err(BackendError::Gone(_)) => return true,
+                Err(error) => self.wait_after(shard, &error).await,
+            }
+        }
+    }
+
+    async fn wait_after(&mut self, shard: &ShardId, error: &BackendError) {
+        tracing::warn!(%shard, %error, "the stream could not be read; trying again");
+        sleep(self.backoff.next_delay().max(Duration::from_millis(50))).await;
+    }
+
+    /// The next page of a shard, opened first where there is no reader yet. Errors are retried.
     async fn read(
         &mut self,
         shard: &ShardId,
@@ -169,40 +213,36 @@ impl Reader {
         reader: &mut Option<Box<dyn ShardReader>>,
     ) -> Option<BufferedPage> {
         loop {
-            let mut memory = self.buffer.reserve().await?;
-            let page = match self.try_read(shard, from, reader).await {
-                Ok(page) => page,
-                Err(BackendError::Gone(error)) => {
-                    tracing::error!(%shard, error, "the stream has forgotten the shard: what was unread in it is lost");
-                    metrics::counter!("ingest_shards_gone_total").increment(1);
-                    Page { is_end: true, ..Page::default() }
+            match self.try_read(shard, from, reader).await {
+                Ok(page) => {
+                    self.backoff = Backoff::default();
+                    return page;
                 }
-                Err(error) => {
-                    tracing::warn!(%shard, %error, "the stream could not be read; trying again");
-                    drop(memory);
-                    sleep(self.backoff.next_delay().max(Duration::from_millis(50))).await;
-                    continue;
-                }
-            };
-            self.backoff = Backoff::default();
-            let cost: usize = page.records.iter().map(|record| COST_FACTOR * record.data.len() + COST_PER_RECORD).sum();
-            let surplus = memory.num_permits().saturating_sub(cost.div_ceil(UNIT));
-            drop(memory.split(surplus));
-            return Some(BufferedPage { page, memory: Arc::new(memory), is_of_ancestor: false });
+                // Its lease is ended when the stream has not listed it for a while: see `worker.rs`.
+                Err(error) => self.wait_after(shard, &error).await,
+            }
         }
     }
 
     async fn try_read(
-        &self,
+        &mut self,
         shard: &ShardId,
         from: &Position,
         reader: &mut Option<Box<dyn ShardReader>>,
-    ) -> Result<Page, BackendError> {
+    ) -> Result<Option<BufferedPage>, BackendError> {
         let reader = match reader {
             Some(reader) => reader,
             None => reader.insert(self.stream.reader(shard, from.clone()).await?),
         };
-        reader.next(self.buffer.page_bytes).await
+        reader.ready().await;
+        let page_bytes = if self.is_at_tip { MIN_PAGE_BYTES } else { self.buffer.page_bytes };
+        let Some(mut memory) = self.buffer.reserve(page_bytes).await else { return Ok(None) };
+        let page = reader.next(page_bytes).await?;
+        self.is_at_tip = page.millis_behind_latest == 0;
+        let cost: usize = page.records.iter().map(|record| COST_FACTOR * record.data.len() + COST_PER_RECORD).sum();
+        let surplus = memory.num_permits().saturating_sub(cost.div_ceil(UNIT));
+        drop(memory.split(surplus));
+        Ok(Some(BufferedPage { page, memory: Arc::new(memory), is_of_ancestor: false }))
     }
 }
 
@@ -278,10 +318,20 @@ mod tests {
         }
     }
 
-    /// What comes until the end: whether it is an ancestor's, and the arrivals.
+    /// What comes until the end: whether it is an ancestor's, and the arrivals. Each ancestor is the parent of the next.
     async fn read(stream: &Scripted, ancestors: &[&str], ancestors_since: Since) -> Vec<(bool, Vec<i64>)> {
-        let ancestors = ancestors.iter().map(|name| id(name)).collect();
-        let reading = Reading { shard: id("child"), from: Position::TrimHorizon, ancestors, ancestors_since };
+        let shard = |(index, name): (usize, &&str)| Shard {
+            id: id(name),
+            parents: index.checked_sub(1).map(|before| id(ancestors[before])).into_iter().collect(),
+            hashes: 0..=u128::MAX,
+        };
+        let lineage = Lineage {
+            id: id("child"),
+            hashes: 0..=u128::MAX,
+            parents: ancestors.last().map(|name| id(name)).into_iter().collect(),
+            ancestors: ancestors.iter().enumerate().map(shard).collect(),
+        };
+        let reading = Reading { lineage, from: Position::TrimHorizon, ancestors_since };
         let mut pages = Pages::start(Arc::new(stream.clone()), reading, Buffer::new(1 << 20));
         let mut found = Vec::new();
         while let Some(page) = pages.next().await {
@@ -293,26 +343,43 @@ mod tests {
         found
     }
 
-    /// A trap of other consumers: an iterator that expired on a shard that is gone is asked for again and again.
+    fn opened(stream: &Scripted) -> Vec<(String, Position)> {
+        stream.opened.lock().unwrap().clone()
+    }
+
     #[tokio::test(start_paused = true)]
-    async fn a_shard_that_is_gone_has_ended() {
-        let failing = Err(BackendError::Unavailable("for a moment".to_owned()));
-        let stream = Scripted::default().with("child", vec![page(&[1], false), failing, gone()]);
+    async fn an_error_is_tried_again_and_skips_nothing() {
+        let failing = || Err(BackendError::Unavailable("for a moment".to_owned()));
+        let stream = Scripted::default()
+            .with("child", vec![failing(), page(&[1], false), failing(), gone(), page(&[2], false), page(&[], true)]);
         let read = read(&stream, &[], Since::BeforeFirst(Duration::ZERO)).await;
-        assert_eq!(read, [(false, vec![1]), (false, vec![])]);
+        assert_eq!(read, [(false, vec![1]), (false, vec![2]), (false, vec![])]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_tails_of_ancestors_come_first() {
         let stream = Scripted::default()
             .with("grandparent", vec![page(&[1], true)])
-            .with("parent", vec![page(&[], false), page(&[2], false), page(&[3], true)])
-            .with("child", vec![page(&[4], false), page(&[], true)]);
+            .with("parent", vec![page(&[2], false), page(&[], false), page(&[2], false), page(&[3], true)])
+            .with("child", vec![page(&[4], false), page(&[4], false), page(&[], true)]);
         let read = read(&stream, &["grandparent", "parent"], Since::Time(1)).await;
         let expected = [(true, vec![1]), (true, vec![]), (true, vec![2]), (true, vec![3]), (false, vec![4])];
         assert_eq!(read[..5], expected);
-        let opened = stream.opened.lock().unwrap();
-        assert_eq!(opened[1], ("parent".to_owned(), Position::AtTime(1)));
+        let tails = [("grandparent".to_owned(), Position::AtTime(1)), ("parent".to_owned(), Position::AtTime(1))];
+        assert_eq!(opened(&stream)[2..4], tails, "after a look at where the child and its parent began");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn ancestors_are_left_out_where_the_window_does_not_reach() {
+        let stream = Scripted::default()
+            .with("parent", vec![page(&[100], false), page(&[600], true)])
+            .with("child", vec![page(&[700], false), page(&[700], false), page(&[], true)]);
+        let found = read(&stream, &["grandparent", "parent"], Since::Time(500)).await;
+        assert_eq!(found, [(true, vec![600]), (false, vec![700]), (false, vec![])]);
+
+        let stream = Scripted::default().with("child", vec![page(&[100], false), page(&[700], true)]);
+        let found = read(&stream, &["grandparent", "parent"], Since::Time(500)).await;
+        assert_eq!(found, [(false, vec![700])], "the child alone holds the window");
     }
 
     /// The window reaches back from the child's first record, which is known only when it comes.
@@ -320,14 +387,23 @@ mod tests {
     async fn a_new_child_waits_for_its_first_record_and_then_reads_its_parents() {
         let first = || page(&[100_000], false);
         let stream = Scripted::default()
-            .with("parent", vec![page(&[99_000], true)])
-            .with("gone", vec![gone()])
-            .with("child", vec![page(&[], false), first(), first(), page(&[], true)]);
-        let read = read(&stream, &["gone", "parent"], Since::BeforeFirst(Duration::from_secs(90))).await;
-        let expected = [(false, vec![]), (true, vec![]), (true, vec![99_000]), (false, vec![100_000]), (false, vec![])];
+            .with("parent", vec![page(&[5_000], false), page(&[99_000], true)])
+            .with("child", vec![page(&[], false), first(), first(), first(), page(&[], true)]);
+        let read = read(&stream, &["parent"], Since::BeforeFirst(Duration::from_secs(90))).await;
+        let expected =
+            [(false, vec![]), (true, vec![5_000]), (true, vec![99_000]), (false, vec![100_000]), (false, vec![])];
         assert_eq!(read, expected);
-        let opened = stream.opened.lock().unwrap();
+        let opened = opened(&stream);
         assert_eq!(opened[2], ("parent".to_owned(), Position::AtTime(10_000)));
         assert_eq!(opened[3], ("child".to_owned(), Position::TrimHorizon), "from its beginning again");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_ancestor_that_is_forgotten_meanwhile_is_passed_over() {
+        let stream = Scripted::default()
+            .with("parent", vec![gone()])
+            .with("child", vec![page(&[700], false), page(&[700], true)]);
+        let found = read(&stream, &["parent"], Since::Time(500)).await;
+        assert_eq!(found, [(false, vec![700])]);
     }
 }

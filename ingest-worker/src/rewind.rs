@@ -1,7 +1,10 @@
 //! Goes back in the stream, for operators: what arrived since a time is processed again.
 
-use shared::backend::{BackendError, Checkpoint, Lease, Leases, ShardId};
-use shared::clock::UnixMillis;
+use shared::backend::{BackendError, Checkpoint, Lease, Leases, Shard, ShardId, Stream};
+use shared::clock::{UnixMillis, millis};
+
+use crate::lineage::first_arrival;
+use crate::shard::REBUILD_SLACK;
 
 /// Sets leases back to the first record that arrived at `to` or later; answers those that were. Their owners lose them,
 /// and take them again at the new position. A lease whose checkpoint lies before `to` stays as it is: nothing is
@@ -12,14 +15,39 @@ use shared::clock::UnixMillis;
 ///
 /// # Errors
 /// When the table fails; the leases that were set back by then stay so.
-pub async fn rewind(leases: &dyn Leases, to: UnixMillis, shard: Option<&ShardId>) -> Result<Vec<Lease>, BackendError> {
+pub async fn rewind(
+    leases: &dyn Leases,
+    stream: &dyn Stream,
+    to: UnixMillis,
+    shard: Option<&ShardId>,
+) -> Result<Vec<Lease>, BackendError> {
+    let shards = stream.shards().await?;
     let mut rewound = Vec::new();
     for lease in leases.list().await? {
-        if shard.is_none_or(|shard| lease.shard == *shard) {
+        let is_meant = shard.is_none_or(|shard| lease.shard == *shard);
+        if is_meant && holds_since(stream, &shards, &lease, to).await? {
             rewound.extend(rewind_one(leases, lease, to).await?);
         }
     }
     Ok(rewound)
+}
+
+/// Whether the shard can hold records that arrived at `to` or later: not where it is forgotten, nor where it ended before.
+async fn holds_since(
+    stream: &dyn Stream,
+    shards: &[Shard],
+    lease: &Lease,
+    to: UnixMillis,
+) -> Result<bool, BackendError> {
+    if shards.iter().all(|shard| shard.id != lease.shard) {
+        return Ok(false);
+    }
+    for child in shards.iter().filter(|shard| shard.parents.contains(&lease.shard)) {
+        if first_arrival(stream, &child.id).await?.is_some_and(|first| first < to - millis(REBUILD_SLACK)) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 async fn rewind_one(leases: &dyn Leases, mut lease: Lease, to: UnixMillis) -> Result<Option<Lease>, BackendError> {
@@ -30,6 +58,7 @@ async fn rewind_one(leases: &dyn Leases, mut lease: Lease, to: UnixMillis) -> Re
             Checkpoint::Start(_) => false,
         };
         if !is_later {
+            tracing::info!(shard = %lease.shard, checkpoint = %lease.checkpoint, "left: it is not known to be further on");
             return Ok(None);
         }
         if let Some(rewound) = leases.reset(&lease, Checkpoint::Rewound(to)).await? {

@@ -4,6 +4,7 @@
 //! that the checkpoint can pass them in order. `submit.rs` settles it; `lease.rs` writes the checkpoint to the lease.
 
 use std::collections::VecDeque;
+use std::mem;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -143,7 +144,7 @@ fn reading(shard: &ShardContext, checkpoint: &Checkpoint) -> Reading {
         Checkpoint::Start(position) => (position.clone(), Since::BeforeFirst(reach)),
         Checkpoint::Ended => (Position::TrimHorizon, Since::BeforeFirst(reach)),
     };
-    Reading { shard: shard.id.clone(), from, ancestors: shard.lineage.ancestors.clone(), ancestors_since }
+    Reading { lineage: shard.lineage.clone(), from, ancestors_since }
 }
 
 /// What an earlier owner has settled: it only fills the window.
@@ -160,6 +161,7 @@ struct Path {
     window: Window,
     batcher: Batcher,
     rebuild: Option<Rebuild>,
+    is_rebuild_told: bool,
     /// The shard's last page was taken.
     is_ended: bool,
     started: Instant,
@@ -180,6 +182,7 @@ impl Path {
             window: Window::new(shard.dedup_window, Arc::clone(&shard.dedup_keys)),
             batcher: Batcher::new(shard.batch),
             rebuild,
+            is_rebuild_told: false,
             is_ended: false,
             started: Instant::now(),
             read: 0,
@@ -202,7 +205,8 @@ impl Path {
         }
         self.millis_behind_latest = page.millis_behind_latest;
         if page.records.is_empty() && page.millis_behind_latest == 0 {
-            self.end_rebuild();
+            // What was settled stays so, should the stream have said too early that this is its end.
+            self.tell_of_rebuild();
         }
         let mut read = 0;
         for record in page.records {
@@ -272,7 +276,12 @@ impl Path {
     }
 
     fn end_rebuild(&mut self) {
-        if self.rebuild.take().is_some() {
+        self.tell_of_rebuild();
+        self.rebuild = None;
+    }
+
+    fn tell_of_rebuild(&mut self) {
+        if self.rebuild.is_some() && !mem::replace(&mut self.is_rebuild_told, true) {
             let took = self.started.elapsed();
             metrics::histogram!("ingest_dedup_rebuild_seconds").record(took.as_secs_f64());
             tracing::info!(shard = %self.shard.id, keys = self.window.len(), ?took, "dedup window rebuilt");

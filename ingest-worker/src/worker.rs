@@ -1,6 +1,6 @@
 //! Finds shards, takes their leases, and runs a task for each until it is told to stop.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,11 +10,16 @@ use tokio::task::{self, JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use crate::balance::Balancer;
+use crate::balance::{Balancer, Plan};
 use crate::context::{Common, ShardContext};
 use crate::lease::Keeper;
 use crate::lineage;
 use crate::shard::{self, Outcome};
+
+/// A shard that was missing in the stream's list for so long is gone: the stream's retention has passed.
+const GONE_AFTER: Duration = Duration::from_secs(10 * 60);
+/// The row of a finished shard is kept for so long after that.
+const FORGET_AFTER: Duration = Duration::from_secs(60 * 60);
 
 /// One ingest worker.
 pub struct Worker {
@@ -32,17 +37,14 @@ pub struct Worker {
     pub ready: Ready,
 }
 
-/// What a scan came upon.
-enum Found {
-    Leases,
-    /// Another process works under this worker's name.
-    Namesake,
-}
-
 struct Scan {
     balancer: Balancer,
-    /// The rows as they were last seen, should one of them be deleted under its owner.
+    /// All rows as they were last seen, should one of them be deleted under its owner.
     checkpoints: HashMap<ShardId, Checkpoint>,
+    /// Since when a lease's shard has been missing in the stream's list.
+    unlisted: HashMap<ShardId, Instant>,
+    /// How many leases there are to share.
+    open: usize,
     held: HashMap<task::Id, ShardId>,
     tasks: JoinSet<()>,
 }
@@ -58,6 +60,8 @@ impl Worker {
         let mut scan = Scan {
             balancer: Balancer::new(self.common.worker.clone(), self.failover, self.is_alone),
             checkpoints: HashMap::new(),
+            unlisted: HashMap::new(),
+            open: 0,
             held: HashMap::new(),
             tasks: JoinSet::new(),
         };
@@ -71,13 +75,17 @@ impl Worker {
                 Ok(()) = key.changed() => self.common.limiter.probe_now(),
                 Some(ended) = scan.tasks.join_next_with_id() => self.ended(&mut scan, ended),
                 _ = scans.tick() => {
-                    if let Some(result) = stop.run_until_cancelled(self.scan(&mut scan, &stop)).await {
-                        has_namesake = matches!(result, Ok(Found::Namesake));
-                        self.observe(&mut scan, result.map(|_| ()));
-                        if has_namesake {
+                    let Some(seen) = stop.run_until_cancelled(self.look(&mut scan)).await else { break };
+                    let result = match seen {
+                        Ok((plan, _)) if plan.has_namesake => {
+                            has_namesake = true;
                             stop.cancel();
+                            break;
                         }
-                    }
+                        Ok((plan, shards)) => self.act(&mut scan, plan, &shards, &stop).await,
+                        Err(error) => Err(error),
+                    };
+                    self.observe(&scan, result);
                 }
             }
         }
@@ -95,41 +103,82 @@ impl Worker {
         Ok(())
     }
 
-    /// Creates missing leases, forgets those of shards long gone, and takes or asks for what is this worker's share.
-    async fn scan(&self, scan: &mut Scan, stop: &CancellationToken) -> Result<Found, BackendError> {
+    /// Looks at leases and shards, makes rows for new shards, and decides what to take or ask for.
+    async fn look(&self, scan: &mut Scan) -> Result<(Plan, Vec<Shard>), BackendError> {
         let mut leases = self.leases.list().await?;
         let shards = self.common.stream.shards().await?;
         if self.create_missing(scan, &leases, &shards).await? {
             leases = self.leases.list().await?;
         }
-        scan.checkpoints.clear();
         scan.checkpoints.extend(leases.iter().map(|lease| (lease.shard.clone(), lease.checkpoint.clone())));
-        for lease in leases.iter().filter(|lease| lineage::is_forgotten(lease, &shards)) {
-            self.leases.forget(lease).await?;
-        }
-
+        self.end_unlisted(scan, &leases, &shards).await?;
         let held: BTreeSet<ShardId> = scan.held.values().cloned().collect();
         let plan = scan.balancer.plan(&leases, &shards, &held);
-        if plan.has_namesake {
-            return Ok(Found::Namesake);
-        }
+        scan.open = plan.open;
+        Ok((plan, shards))
+    }
+
+    /// Takes and asks for leases. Not to be dropped half way: a claim that lands unseen would leave a lease without a
+    /// keeper until it expires.
+    async fn act(
+        &self,
+        scan: &mut Scan,
+        plan: Plan,
+        shards: &[Shard],
+        stop: &CancellationToken,
+    ) -> Result<(), BackendError> {
+        let mut result = Ok(());
+        // Before they begin to send.
+        self.common.limiter.set_share(scan.held.len() + plan.claim.len(), plan.open);
         for lease in plan.claim {
+            if stop.is_cancelled() {
+                break;
+            }
             let claimed_at = Instant::now();
             let event = if lease.wanted_by.as_ref() == Some(&self.common.worker) { "stolen" } else { "taken" };
-            if let Some(lease) = self.leases.claim(&lease, &self.common.worker).await? {
-                lease_event(event);
-                let shard = lease.shard.clone();
-                let task = scan.tasks.spawn(self.shard_task(lease, &shards, claimed_at, stop.child_token()));
-                scan.held.insert(task.id(), shard);
+            match self.leases.claim(&lease, &self.common.worker).await {
+                Ok(Some(lease)) => {
+                    lease_event(event);
+                    let shard = lease.shard.clone();
+                    let task = scan.tasks.spawn(self.shard_task(lease, shards, claimed_at, stop.child_token()));
+                    scan.held.insert(task.id(), shard);
+                }
+                Ok(None) => {}
+                // One row must not keep the others from being taken.
+                Err(error) => result = Err(error),
             }
         }
+        self.common.limiter.set_share(scan.held.len(), scan.open);
         if let Some(lease) = plan.ask {
             let owner = lease.owner.as_ref().map(tracing::field::display);
             tracing::info!(shard = %lease.shard, owner, "asking for a lease, to share the load");
             self.leases.ask(&lease, &self.common.worker).await?;
         }
-        self.common.limiter.set_share(scan.held.len(), plan.open);
-        Ok(Found::Leases)
+        result
+    }
+
+    /// Ends the leases of shards that the stream has forgotten. One list proves nothing: it may be late or incomplete.
+    async fn end_unlisted(&self, scan: &mut Scan, leases: &[Lease], shards: &[Shard]) -> Result<(), BackendError> {
+        let listed: HashSet<&ShardId> = shards.iter().map(|shard| &shard.id).collect();
+        let parents: HashSet<&ShardId> = shards.iter().flat_map(|shard| &shard.parents).collect();
+        let mut before = std::mem::take(&mut scan.unlisted);
+        for lease in leases.iter().filter(|lease| !listed.contains(&lease.shard)) {
+            let since = before.remove(&lease.shard).unwrap_or_else(Instant::now);
+            let is_ended = lease.checkpoint == Checkpoint::Ended;
+            if is_ended && since.elapsed() >= FORGET_AFTER {
+                self.leases.forget(lease).await?;
+                scan.checkpoints.remove(&lease.shard);
+                continue;
+            }
+            // An open shard has no children.
+            if !is_ended && since.elapsed() >= GONE_AFTER && parents.contains(&lease.shard) {
+                tracing::error!(shard = %lease.shard, "the stream has forgotten the shard: what was unread in it is lost");
+                metrics::counter!("ingest_shards_gone_total").increment(1);
+                self.leases.reset(lease, Checkpoint::Ended).await?;
+            }
+            scan.unlisted.insert(lease.shard.clone(), since);
+        }
+        Ok(())
     }
 
     /// Makes a row for every shard that has none; answers whether there were any.
@@ -141,7 +190,7 @@ impl Worker {
                     tracing::error!(shard = %shard.id, "its lease row was deleted: made anew, with its last checkpoint");
                     last.clone()
                 }
-                None => Checkpoint::Start(lineage::start_of(shard, leases, shards, &self.initial_position)),
+                None => lineage::start_of(shard, leases, shards, &self.initial_position),
             };
             self.leases.create(shard, checkpoint).await?;
         }
@@ -193,10 +242,11 @@ impl Worker {
             }
         };
         scan.held.remove(&id);
+        self.common.limiter.set_share(scan.held.len(), scan.open);
         metrics::gauge!("ingest_leases_held").set(scan.held.len() as f64);
     }
 
-    fn observe(&self, scan: &mut Scan, result: Result<(), BackendError>) {
+    fn observe(&self, scan: &Scan, result: Result<(), BackendError>) {
         if let Err(error) = &result {
             tracing::warn!(%error, "leases or shards could not be read; trying again");
         }

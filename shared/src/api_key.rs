@@ -88,6 +88,7 @@ pub struct ApiKeys {
     source: Source,
     current: watch::Sender<ApiKey>,
     last_refresh: Arc<Mutex<Option<Instant>>>,
+    reading: Arc<Mutex<()>>,
 }
 
 impl ApiKeys {
@@ -98,7 +99,7 @@ impl ApiKeys {
     /// [`BackendError::Unavailable`] where the source does not answer now.
     pub async fn load(source: Source) -> Result<Self, BackendError> {
         let current = watch::Sender::new(source.read().await?);
-        Ok(Self { source, current, last_refresh: Arc::default() })
+        Ok(Self { source, current, last_refresh: Arc::default(), reading: Arc::default() })
     }
 
     /// Shows the newest key.
@@ -130,6 +131,8 @@ impl ApiKeys {
 
     /// Reads the key again; answers whether it changed. One that cannot be read leaves the present one in use.
     pub async fn reload(&self) -> bool {
+        // One at a time: what was read first must not be stored last.
+        let _reading = self.reading.lock().await;
         match self.source.read().await {
             Ok(key) => {
                 let changed = self.current.send_if_modified(|current| {

@@ -2,11 +2,9 @@
 //!
 //! | trait | on AWS | on one machine |
 //! |---|---|---|
-//! | [`Leases`] | DynamoDB | [`local::LocalStore`] |
-//! | [`Leases`] | [`dynamodb::DynamoLeases`] | [`local::LocalStore`] |
-//! | [`Stream`] | Kinesis | [`local::LocalStore`] |
 //! | [`Stream`] | [`kinesis::KinesisStream`] | [`local::LocalStore`] |
-//! | [`DeadLetters`] | SQS | [`local::LocalStore`] |
+//! | [`Leases`] | [`dynamodb::DynamoLeases`] | [`local::LocalStore`] |
+//! | [`DeadLetters`] | [`sqs::SqsDeadLetters`] | [`local::LocalStore`] |
 //!
 //! Every implementation keeps the obligations written here; the contract suite in `tests/it/contract.rs` checks them.
 
@@ -164,6 +162,10 @@ pub trait Stream: Send + Sync {
 /// Reads one shard in order.
 #[async_trait]
 pub trait ShardReader: Send {
+    /// Waits until the service would take the next read. A caller that must reserve something for a page waits here
+    /// first, or idle shards would hold what others need. Cancel-safe; [`next`](Self::next) does not rely on it.
+    async fn ready(&mut self) {}
+
     /// The next records, at most about `max_bytes` of payload (always one record where there is one).
     ///
     /// Waits a short while (under a second) for new records at the tip, then returns an empty page. After an error
@@ -218,6 +220,8 @@ pub struct Lease {
     pub counter: u64,
     /// How far the shard is settled.
     pub checkpoint: Checkpoint,
+    /// The parents of the shard, as they were when the row was made.
+    pub parents: Vec<ShardId>,
     /// The worker that has asked the owner to hand the lease over; until it claims it, or another does.
     pub wanted_by: Option<WorkerId>,
 }

@@ -36,6 +36,7 @@ bugs=(
     no_tails_of_parents
     ended_before_settled
     child_before_its_parents
+    child_of_unknown_parents
     rewind_without_rebuild
     takes_leases_of_the_living
     hands_over_without_draining
@@ -113,8 +114,8 @@ bug_suspicion_after_one_failure() { # a batch that was divided for another reaso
 }
 bug_no_tails_of_parents() { # a child begins with an empty window
     plant ingest-worker/src/lineage.rs \
-        'const GENERATIONS: usize = 3;' \
-        'const GENERATIONS: usize = 0;'
+        'next.extend(parents.filter(|parent| listed.contains_key(parent) && ancestors.insert(*parent)));' \
+        'drop(parents);'
 }
 bug_ended_before_settled() { # what is in flight at the end of a shard is forgotten
     plant ingest-worker/src/shard.rs \
@@ -125,6 +126,14 @@ bug_child_before_its_parents() {
     plant ingest-worker/src/balance.rs \
         'Some(row) => row.checkpoint == Checkpoint::Ended,' \
         'Some(_) => true,'
+}
+bug_child_of_unknown_parents() { # a row that is newer than the list of shards is taken
+    plant ingest-worker/src/balance.rs \
+        'else { return false };' \
+        'else { return lease.checkpoint != Checkpoint::Ended };'
+    plant ingest-worker/src/balance.rs \
+        'shard.parents.iter().chain(&lease.parents).all(is_settled)' \
+        'shard.parents.iter().all(is_settled)'
 }
 bug_rewind_without_rebuild() {
     plant ingest-worker/src/shard.rs \

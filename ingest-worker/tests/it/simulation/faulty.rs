@@ -115,7 +115,10 @@ impl Faulty {
 #[async_trait]
 impl Stream for Faulty {
     async fn shards(&self) -> Result<Vec<Shard>, BackendError> {
-        self.call(|rates| rates.stream, self.world.stream.shards()).await
+        // The service tells of new shards late at times.
+        let late = if fastrand::u32(0..4) == 0 { fastrand::u64(0..3_000) } else { 0 };
+        let shards = async { Ok(self.world.stream.shards_before(Duration::from_millis(late))) };
+        self.call(|rates| rates.stream, shards).await
     }
 
     async fn reader(&self, shard: &ShardId, from: Position) -> Result<Box<dyn ShardReader>, BackendError> {
@@ -154,6 +157,8 @@ impl Leases for Faulty {
     }
 
     async fn create(&self, shard: &Shard, checkpoint: Checkpoint) -> Result<(), BackendError> {
+        // Meanwhile the stream may be split, and others make rows too.
+        sleep(Duration::from_millis(fastrand::u64(0..50))).await;
         self.call(|rates| rates.leases, self.world.store.create(shard, checkpoint)).await
     }
 

@@ -76,7 +76,7 @@ impl Play {
             }
             78..83 => self.break_seams(),
             83..86 => self.kill_worker(),
-            86..89 => self.reshard(),
+            86..89 => self.reshard().await,
             89..91 => self.steal_leases().await,
             91..94 => self.freeze().await,
             94..96 => self.drain_worker().await,
@@ -142,9 +142,12 @@ impl Play {
         }
     }
 
-    fn reshard(&mut self) {
-        if let SimulatedStream::Resharding(stream) = &self.world.stream {
+    /// Once, or several times in a row as when the number of shards is changed.
+    async fn reshard(&mut self) {
+        let SimulatedStream::Resharding(stream) = self.world.stream.clone() else { return };
+        for _ in 0..self.rng.choice([1, 1, 1, 3, 6]).unwrap_or(1) {
             stream.reshard(&mut self.rng);
+            sleep(Duration::from_millis(self.rng.u64(0..2_000))).await;
         }
     }
 
@@ -153,7 +156,7 @@ impl Play {
         self.note_overlap(true);
         self.world.truth.lock().unwrap().was_rewound = true;
         let to = self.clock.now() - self.rng.i64(0..100_000);
-        rewind(&self.world.store, to, None).await.unwrap();
+        rewind(&self.world.store, &self.world.stream, to, None).await.unwrap();
     }
 
     async fn bury_and_replace(&mut self) {

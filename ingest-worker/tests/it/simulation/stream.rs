@@ -5,19 +5,34 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use fastrand::Rng;
+use futures_util::FutureExt as _;
 use shared::backend::local::LocalStore;
 use shared::backend::{
     BackendError, NewRecord, Page, Position, Record, SequenceNumber, Shard, ShardId, ShardReader, Stream, hash,
 };
 use shared::clock::{Clock, UnixMillis};
 use std::sync::Arc;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 /// The stream of a simulation.
 #[derive(Clone)]
 pub enum SimulatedStream {
     Local(LocalStore),
     Resharding(Resharding),
+}
+
+impl SimulatedStream {
+    /// The shards that there were so long ago; but for the first ones, which were always there.
+    pub fn shards_before(&self, age: Duration) -> Vec<Shard> {
+        match self {
+            Self::Local(store) => store.shards().now_or_never().unwrap().unwrap(),
+            Self::Resharding(stream) => {
+                let shards = stream.shards.lock().unwrap();
+                let is_old = |held: &&Held| held.shard.parents.is_empty() || held.since.elapsed() >= age;
+                shards.iter().filter(is_old).map(|held| held.shard.clone()).collect()
+            }
+        }
+    }
 }
 
 #[async_trait]
@@ -55,6 +70,7 @@ struct Held {
     shard: Shard,
     records: Vec<Record>,
     is_open: bool,
+    since: Instant,
 }
 
 impl Resharding {
@@ -93,7 +109,7 @@ impl Resharding {
         let mut shards = self.shards.lock().unwrap();
         let id = ShardId(format!("shardId-{:012}", shards.len()));
         let shard = Shard { id, parents, hashes: first..=last };
-        shards.push(Held { shard, records: Vec::new(), is_open: true });
+        shards.push(Held { shard, records: Vec::new(), is_open: true, since: Instant::now() });
     }
 
     fn close(&self, ids: &[&ShardId]) {

@@ -147,6 +147,7 @@ impl Layout {
             owner: row.text(LEASE_OWNER)?.map(|owner| WorkerId(owner.to_owned())),
             counter: row.required(LEASE_COUNTER, row.number(LEASE_COUNTER)?)?,
             checkpoint: row.checkpoint()?,
+            parents: row.parents()?,
             wanted_by: row.text(WANTED_BY)?.map(|worker| WorkerId(worker.to_owned())),
         })
     }
@@ -195,6 +196,19 @@ impl Row<'_> {
             None => Ok(None),
             Some(AttributeValue::S(text)) => Ok(Some(text)),
             Some(_) => Err(self.unexpected(attribute, "a string")),
+        }
+    }
+
+    fn parents(&self) -> Result<Vec<ShardId>, BackendError> {
+        match self.item.get(PARENTS) {
+            None => Ok(Vec::new()),
+            Some(AttributeValue::Ss(parents)) => {
+                let mut parents: Vec<ShardId> = parents.iter().map(|parent| ShardId(parent.clone())).collect();
+                // A set has no order of its own.
+                parents.sort();
+                Ok(parents)
+            }
+            Some(_) => Err(self.unexpected(PARENTS, "a set of strings")),
         }
     }
 

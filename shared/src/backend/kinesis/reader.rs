@@ -25,8 +25,8 @@ use pace::Pace;
 const MAX_LIMIT: usize = 10_000;
 /// Small pages are cut from a response of about this size, or the calls that a shard allows would not keep up.
 const MIN_FETCH_BYTES: usize = 64 * 1024;
-/// What a record is taken to weigh before one was seen.
-const FIRST_RECORD_BYTES: usize = 4 * 1024;
+/// What a record is taken to weigh before one was seen: many readers may begin at once, and none knows yet.
+const FIRST_RECORD_BYTES: usize = 40 * 1024;
 
 /// How long an empty page takes while a reader waits for its start time.
 const NOT_YET_WAIT: Duration = Duration::from_millis(500);
@@ -50,7 +50,7 @@ pub(super) struct KinesisReader {
     is_exhausted: bool,
     pace: Pace,
     /// What a record weighs, to turn bytes into the number of records to ask for.
-    record_bytes: usize,
+    record_bytes: Option<usize>,
 }
 
 impl KinesisReader {
@@ -65,7 +65,7 @@ impl KinesisReader {
             millis_behind_latest: 0,
             is_exhausted: false,
             pace: Pace::new(),
-            record_bytes: FIRST_RECORD_BYTES,
+            record_bytes: None,
         };
         reader.iterator = reader.new_iterator().await?;
         Ok(reader)
@@ -129,7 +129,7 @@ impl KinesisReader {
             let retention_hours = self.stream.retention().as_secs() / 3600;
             tracing::warn!(
                 shard = %self.shard, time, retention_hours,
-                "reading was to start before the oldest record that the stream still holds; what lay between is lost"
+                "reading was to start before the oldest record that the stream still holds; what was unread there is lost"
             );
         }
     }
@@ -183,7 +183,8 @@ impl KinesisReader {
         iterator: String,
         max_bytes: usize,
     ) -> Result<GetRecordsOutput, SdkError<GetRecordsError>> {
-        let limit = (max_bytes.max(MIN_FETCH_BYTES) / self.record_bytes).clamp(1, MAX_LIMIT);
+        let limit =
+            (max_bytes.max(MIN_FETCH_BYTES) / self.record_bytes.unwrap_or(FIRST_RECORD_BYTES)).clamp(1, MAX_LIMIT);
         let request = self.stream.client.get_records().shard_iterator(iterator).set_stream_arn(self.stream.by_arn());
         let request = request.limit(i32::try_from(limit).unwrap_or(i32::MAX));
         // A retry counts against the shard's five calls a second: the next call is soon enough.
@@ -214,7 +215,7 @@ impl KinesisReader {
     /// Larger records count at once, because a response may exceed the page; smaller ones by and by.
     fn learn_record_bytes(&mut self, bytes: usize) {
         let mean = bytes.div_ceil(self.fetched.len().max(1)).max(1);
-        self.record_bytes = mean.max((3 * self.record_bytes + mean) / 4);
+        self.record_bytes = Some(self.record_bytes.map_or(mean, |before| mean.max((3 * before + mean) / 4)));
     }
 
     async fn is_open(&self) -> Result<bool, BackendError> {
@@ -245,6 +246,12 @@ impl KinesisReader {
 
 #[async_trait]
 impl ShardReader for KinesisReader {
+    async fn ready(&mut self) {
+        if self.fetched.is_empty() && !self.is_exhausted {
+            self.pace.ready().await;
+        }
+    }
+
     async fn next(&mut self, max_bytes: usize) -> Result<Page, BackendError> {
         if self.fetched.is_empty() && !self.is_exhausted {
             self.fetch(max_bytes).await?;

@@ -7,7 +7,7 @@ use rusqlite::{OptionalExtension as _, Row, Transaction, params};
 use super::LocalStore;
 use crate::backend::{BackendError, Checkpoint, Lease, Leases, Position, SequenceNumber, Shard, ShardId, WorkerId};
 
-const COLUMNS: &str = "shard, owner, counter, checkpoint, sequence_number, arrived_at, wanted_by";
+const COLUMNS: &str = "shard, owner, counter, checkpoint, sequence_number, arrived_at, wanted_by, parents";
 
 #[async_trait]
 impl Leases for LocalStore {
@@ -22,7 +22,8 @@ impl Leases for LocalStore {
     }
 
     async fn create(&self, shard: &Shard, checkpoint: Checkpoint) -> Result<(), BackendError> {
-        let lease = Lease { shard: shard.id.clone(), owner: None, counter: 0, checkpoint, wanted_by: None };
+        let (id, parents) = (shard.id.clone(), shard.parents.clone());
+        let lease = Lease { shard: id, owner: None, counter: 0, checkpoint, parents, wanted_by: None };
         self.inner
             .database
             .write(move |transaction| match find(transaction, &lease.shard)? {
@@ -150,12 +151,14 @@ fn store(transaction: &Transaction<'_>, lease: &Lease) -> rusqlite::Result<()> {
         Checkpoint::Ended => ("ended", None, None),
     };
     let owner = lease.owner.as_ref().map(|owner| &owner.0);
+    // Names of shards have no spaces.
+    let parents = lease.parents.iter().map(|parent| &*parent.0).collect::<Vec<_>>().join(" ");
     let wanted_by = lease.wanted_by.as_ref().map(|worker| &worker.0);
     // Counters grow by one a write: they do not reach the sign bit.
     let counter = lease.counter.cast_signed();
     transaction
-        .prepare_cached(&format!("INSERT OR REPLACE INTO leases ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)"))?
-        .execute(params![lease.shard.0, owner, counter, checkpoint, sequence_number, arrived_at, wanted_by])
+        .prepare_cached(&format!("INSERT OR REPLACE INTO leases ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)"))?
+        .execute(params![lease.shard.0, owner, counter, checkpoint, sequence_number, arrived_at, wanted_by, parents])
         .map(|_| ())
 }
 
@@ -180,6 +183,7 @@ fn read_lease(row: &Row<'_>) -> rusqlite::Result<Lease> {
         owner: row.get::<_, Option<String>>("owner")?.map(WorkerId),
         counter: row.get::<_, i64>("counter")?.unsigned_abs(),
         checkpoint,
+        parents: row.get::<_, String>("parents")?.split_whitespace().map(|parent| ShardId(parent.to_owned())).collect(),
         wanted_by: row.get::<_, Option<String>>("wanted_by")?.map(WorkerId),
     })
 }

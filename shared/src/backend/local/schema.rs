@@ -40,7 +40,8 @@ const TABLES: &str = "
         checkpoint TEXT NOT NULL,
         sequence_number TEXT,
         arrived_at INTEGER,
-        wanted_by TEXT
+        wanted_by TEXT,
+        parents TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE dead_letters (
         id INTEGER PRIMARY KEY AUTOINCREMENT,

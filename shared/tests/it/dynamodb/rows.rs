@@ -121,6 +121,7 @@ async fn rows_of_the_kcl_are_read() {
             owner: Some(worker("kcl-worker")),
             counter: 41,
             checkpoint,
+            parents: vec![],
             wanted_by: None,
         };
         assert_eq!(table.lease(&key).await, expected);

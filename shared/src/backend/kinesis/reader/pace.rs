@@ -32,9 +32,14 @@ impl Pace {
         Self { last_call: now, next_call: now, idle: MIN_INTERVAL, throttled: THROTTLED }
     }
 
-    /// Waits until a call may be made, and notes that it is.
-    pub(super) async fn wait(&mut self) {
+    /// Waits until a call may be made.
+    pub(super) async fn ready(&self) {
         sleep_until(self.next_call).await;
+    }
+
+    /// As [`ready`](Self::ready), and notes that the call is made.
+    pub(super) async fn wait(&mut self) {
+        self.ready().await;
         self.last_call = Instant::now();
         self.next_call = self.last_call + MIN_INTERVAL;
     }
