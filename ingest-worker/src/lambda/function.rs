@@ -116,7 +116,7 @@ impl Function {
     ) -> Option<SequenceNumber> {
         let started = Instant::now();
         let numbers: Vec<SequenceNumber> = records.iter().map(|record| record.sequence_number.clone()).collect();
-        let lineage = Lineage { id, hashes: 0..=u128::MAX, ancestors: Vec::new() };
+        let lineage = Lineage { id, hashes: 0..=u128::MAX, parents: Vec::new(), ancestors: Vec::new() };
         let shard = Arc::new(ShardContext::new(lineage, Fence::until(ends.fence), Arc::clone(&self.common)));
         let (checkpoint, settled) = watch::channel(Checkpoint::Start(Position::TrimHorizon));
         let stop = CancellationToken::new();

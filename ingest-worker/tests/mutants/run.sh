@@ -114,8 +114,8 @@ bug_suspicion_after_one_failure() { # a batch that was divided for another reaso
 }
 bug_no_tails_of_parents() { # a child begins with an empty window
     plant ingest-worker/src/lineage.rs \
-        'next.extend(parents.filter(|parent| listed.contains_key(parent) && ancestors.insert(*parent)));' \
-        'drop(parents);'
+        'filter(|shard| ancestors.contains(&shard.id));' \
+        'filter(|shard| ancestors.contains(&shard.id) && shard.id.0.is_empty());'
 }
 bug_ended_before_settled() { # what is in flight at the end of a shard is forgotten
     plant ingest-worker/src/shard.rs \
