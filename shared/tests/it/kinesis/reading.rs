@@ -133,7 +133,7 @@ async fn the_limit_follows_the_size_of_the_records() {
         reader.next(1 << 20).await.unwrap();
     }
     let limits = limits(&canned);
-    assert_eq!(limits[0], 256, "4 KiB each, as long as nothing is known");
+    assert_eq!(limits[0], 25, "40 KiB each, as long as nothing is known");
     let largest = limits.iter().position(|&limit| limit == 10_000).expect("small records: as many as allowed");
     assert_eq!(limits[largest + 1], 16, "large records count at once");
     assert!(limits[largest + 2..].iter().all(|&limit| limit == 16), "{limits:?}");
@@ -150,7 +150,7 @@ async fn records_larger_than_a_page_come_one_by_one() {
     let mut reader = reader(&canned.open().await, Position::TrimHorizon).await;
     assert_eq!(numbers(&reader.next(1 << 20).await.unwrap()), ["0"]);
     assert_eq!(numbers(&reader.next(1 << 20).await.unwrap()), ["1"]);
-    assert_eq!(limits(&canned), [256, 1]);
+    assert_eq!(limits(&canned), [25, 1]);
     let calls = canned.calls("GetRecords");
     assert!(calls[1].at - calls[0].at >= Duration::from_secs(5), "two megabytes a second are allowed");
 }
