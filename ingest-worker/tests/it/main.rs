@@ -10,3 +10,4 @@ mod harness;
 mod lambda;
 mod process;
 mod simulation;
+mod traps;

@@ -8,7 +8,7 @@
 
 mod faulty;
 mod script;
-mod stream;
+pub mod stream;
 mod truth;
 mod worker;
 

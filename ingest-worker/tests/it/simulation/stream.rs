@@ -105,6 +105,11 @@ impl Resharding {
         }
     }
 
+    /// Its retention has passed.
+    pub fn forget(&self, id: &ShardId) {
+        self.shards.lock().unwrap().retain(|held| held.shard.id != *id);
+    }
+
     fn add(&self, parents: Vec<ShardId>, first: u128, last: u128) {
         let mut shards = self.shards.lock().unwrap();
         let id = ShardId(format!("shardId-{:012}", shards.len()));
