@@ -36,6 +36,8 @@ pub struct Balancer {
     is_alone: bool,
     observed: HashMap<ShardId, Observed>,
     asked: Option<(ShardId, Instant)>,
+    /// What the last plan was to claim: such a row may have moved by a claim whose answer was lost.
+    claimed: BTreeSet<ShardId>,
 }
 
 /// What to do now.
@@ -55,7 +57,7 @@ impl Balancer {
     /// A balancer that has seen nothing yet.
     #[must_use]
     pub fn new(me: WorkerId, failover: Duration, is_alone: bool) -> Self {
-        Self { me, failover, is_alone, observed: HashMap::new(), asked: None }
+        Self { me, failover, is_alone, observed: HashMap::new(), asked: None, claimed: BTreeSet::new() }
     }
 
     /// Decides from the present table and the shards of the stream; `held` are the leases that this worker holds.
@@ -93,6 +95,7 @@ impl Balancer {
             plan.ask = busiest(&loads, &me, mine + 2).cloned();
             self.asked = plan.ask.as_ref().map(|lease| (lease.shard.clone(), Instant::now()));
         }
+        self.claimed = plan.claim.iter().map(|lease| lease.shard.clone()).collect();
         plan
     }
 
@@ -101,7 +104,8 @@ impl Balancer {
     fn observe(&mut self, leases: &[Lease], held: &BTreeSet<ShardId>) {
         let mut before = std::mem::take(&mut self.observed);
         for lease in leases {
-            let is_namesakes = lease.owner.as_ref() == Some(&self.me) && !held.contains(&lease.shard);
+            let is_ours = held.contains(&lease.shard) || self.claimed.contains(&lease.shard);
+            let is_namesakes = lease.owner.as_ref() == Some(&self.me) && !is_ours;
             let fresh = Observed { counter: lease.counter, since: Instant::now(), moved_by_namesake: 0 };
             let mut seen = match before.remove(&lease.shard) {
                 Some(seen) if seen.counter == lease.counter => seen,
