@@ -18,7 +18,7 @@ const OVERDUE: u32 = 3;
 
 /// A lease under this worker's name that it does not hold may move once more after it was lost; what moves so often is
 /// renewed by another process.
-const NAMESAKE: u32 = 3;
+const MOVES_OF_A_NAMESAKE: u32 = 3;
 
 /// A lease row as it was last seen to change, by this worker's own clock.
 struct Observed {
@@ -66,7 +66,7 @@ impl Balancer {
         let rows: HashMap<&ShardId, &Lease> = leases.iter().map(|lease| (&lease.shard, lease)).collect();
         let listed: HashMap<&ShardId, &Shard> = shards.iter().map(|shard| (&shard.id, shard)).collect();
         let open: Vec<&Lease> = leases.iter().filter(|lease| may_start(lease, &rows, &listed)).collect();
-        let has_namesake = self.observed.values().any(|seen| seen.moved_by_namesake >= NAMESAKE);
+        let has_namesake = self.observed.values().any(|seen| seen.moved_by_namesake >= MOVES_OF_A_NAMESAKE);
         let mut plan = Plan { open: open.len(), has_namesake, ..Plan::default() };
         let me = self.me.clone();
         let loads = self.loads(&me, &open, held);

@@ -10,6 +10,9 @@ use tokio::time::sleep;
 
 use crate::backoff::Backoff;
 
+/// Empty pages before the search for a shard's first record is given up.
+const FIRST_ARRIVAL_PAGES: usize = 20;
+
 /// A shard, and the shards whose records went on in it.
 #[derive(Clone, Debug)]
 pub struct Lineage {
@@ -19,13 +22,17 @@ pub struct Lineage {
     pub hashes: RangeInclusive<u128>,
     /// Its parents.
     pub parents: Vec<ShardId>,
-    /// Its ancestors that the stream still has, parents included, oldest first.
+    /// Its ancestors that the stream may still have, parents included, oldest first.
     pub ancestors: Vec<Shard>,
 }
 
-/// The lineage of `id` among the shards of the stream.
+/// The lineage of `id` among the shards of the stream, and those that have a lease: a list may be incomplete.
 #[must_use]
-pub fn of(id: &ShardId, shards: &[Shard]) -> Lineage {
+pub fn of(id: &ShardId, shards: &[Shard], leases: &[Lease]) -> Lineage {
+    let unlisted = leases.iter().filter(|lease| shards.iter().all(|shard| shard.id != lease.shard));
+    let unlisted =
+        unlisted.map(|lease| Shard { id: lease.shard.clone(), parents: lease.parents.clone(), hashes: 0..=u128::MAX });
+    let shards: Vec<Shard> = shards.iter().cloned().chain(unlisted).collect();
     let listed: HashMap<&ShardId, &Shard> = shards.iter().map(|shard| (&shard.id, shard)).collect();
     let hashes = listed.get(id).map_or(0..=u128::MAX, |shard| shard.hashes.clone());
     let parents = listed.get(id).map(|shard| shard.parents.clone()).unwrap_or_default();
@@ -35,24 +42,26 @@ pub fn of(id: &ShardId, shards: &[Shard]) -> Lineage {
         let parents = listed.get(id).into_iter().flat_map(|shard| &shard.parents);
         next.extend(parents.filter(|parent| listed.contains_key(parent) && ancestors.insert(*parent)));
     }
-    let ancestors = parents_first(shards).into_iter().filter(|shard| ancestors.contains(&shard.id));
+    let ancestors = parents_first(&shards).into_iter().filter(|shard| ancestors.contains(&shard.id));
     Lineage { id: id.clone(), hashes, parents, ancestors: ancestors.cloned().collect() }
 }
 
-/// When the oldest record arrived that the stream still has of a shard; `None`: it has none.
+/// When the oldest record arrived that the stream still has of a shard; `None`: it has none, or none that is found soon.
+/// (A shard that was empty for long after its birth answers many empty pages first.)
 ///
 /// # Errors
 /// When the stream cannot be read.
 pub async fn first_arrival(stream: &dyn Stream, shard: &ShardId) -> Result<Option<UnixMillis>, BackendError> {
     let mut reader = stream.reader(shard, Position::TrimHorizon).await?;
-    loop {
+    for _ in 0..FIRST_ARRIVAL_PAGES {
         let page = reader.next(1).await?;
         match page.records.first() {
             Some(record) => return Ok(Some(record.arrived_at)),
-            None if page.is_end || page.millis_behind_latest == 0 => return Ok(None),
+            None if page.is_end || page.millis_behind_latest == 0 => break,
             None => {}
         }
     }
+    Ok(None)
 }
 
 /// The shards without a lease row, children before their parents: where only some rows are made before a crash, a child
@@ -99,6 +108,12 @@ pub fn start_of(shard: &Shard, leases: &[Lease], shards: &[Shard], initial: &Pos
         if seen.insert(ancestor) {
             ancestors.extend(shards.iter().filter(|shard| shard.id == *ancestor).flat_map(|shard| &shard.parents));
         }
+    }
+    // A shard of ours may have been forgotten before its end, and with it what links it to this one.
+    let is_listed = |id: &ShardId| shards.iter().any(|shard| shard.id == *id);
+    let is_orphan = !shard.parents.is_empty() && !shard.parents.iter().any(is_listed);
+    if is_orphan && leases.iter().any(|lease| lease.checkpoint != Checkpoint::Ended && !is_listed(&lease.shard)) {
+        return Checkpoint::Start(Position::TrimHorizon);
     }
     Checkpoint::Start(initial.clone())
 }
@@ -160,10 +175,18 @@ mod tests {
     #[test]
     fn ancestors_come_oldest_first() {
         let names = |name: &str| {
-            let lineage = of(&ShardId(name.to_owned()), &family());
+            let lineage = of(&ShardId(name.to_owned()), &family(), &[]);
             lineage.ancestors.into_iter().map(|shard| shard.id.0).collect::<Vec<_>>().join("")
         };
         assert_eq!([names("a"), names("b"), names("d"), names("f"), names("unknown")], ["", "a", "acb", "acbd", ""]);
+    }
+
+    #[test]
+    fn a_parent_that_the_list_lacks_is_known_from_its_row() {
+        let child = shard("b", &["a"]);
+        let rows = [Lease { parents: vec![ShardId("older".to_owned())], ..row("a", Checkpoint::Ended) }];
+        let ancestors = of(&child.id, std::slice::from_ref(&child), &rows).ancestors;
+        assert_eq!(ancestors.iter().map(|shard| &*shard.id.0).collect::<Vec<_>>(), ["a"]);
     }
 
     #[test]
@@ -195,6 +218,18 @@ mod tests {
         assert_eq!(start("a", &["older"]), Position::TrimHorizon, "also where the stream has forgotten the parent");
     }
 
+    /// The fleet was down for longer than the retention, and the stream was split and merged meanwhile.
+    #[test]
+    fn an_orphan_begins_at_its_first_record_where_a_shard_was_forgotten_before_its_end() {
+        let latest = Position::AtTime(1_000);
+        let orphan = shard("g", &["c1", "c2"]);
+        let start = |leases: &[Lease]| start_of(&orphan, leases, std::slice::from_ref(&orphan), &latest);
+        let unread = row("p", Checkpoint::Rewound(1));
+        assert_eq!(start(&[unread]), Checkpoint::Start(Position::TrimHorizon));
+        assert_eq!(start(&[row("p", Checkpoint::Ended)]), Checkpoint::Start(latest.clone()));
+        assert_eq!(start(&[]), Checkpoint::Start(latest.clone()));
+    }
+
     #[test]
     fn a_shard_whose_child_was_begun_is_finished() {
         let shards = family();
@@ -219,7 +254,7 @@ mod tests {
         }
         assert_eq!(missing(&[], &shards).len(), shards.len());
         let youngest = &shards[shards.len() - 1];
-        assert_eq!(of(&youngest.id, &shards).ancestors.len(), shards.len() - 1);
+        assert_eq!(of(&youngest.id, &shards, &[]).ancestors.len(), shards.len() - 1);
         let start = Position::AtTime(1);
         assert_eq!(start_of(youngest, &[], &shards, &start), Checkpoint::Start(start));
     }

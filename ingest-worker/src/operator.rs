@@ -21,7 +21,7 @@ use crate::rewind::rewind;
 const PAGE: usize = 100;
 /// A received letter is hidden from other receivers, and from the next call, for a minute: what is listed within less is
 /// listed once.
-const LIST_TIME: Duration = Duration::from_secs(50);
+const LIST_TIME: Duration = Duration::from_secs(45);
 /// A queue of many servers may answer a call with nothing although it holds something.
 const EMPTY_ANSWERS: u32 = 3;
 
@@ -128,14 +128,14 @@ async fn each_received(
 /// When the settings name nothing that works, or the table fails.
 pub async fn leases(settings: &Settings, command: LeasesCommand) -> anyhow::Result<ExitCode> {
     let backends = open(settings).await?;
-    let leases = backends.leases(settings).await?;
-    let rows = match command {
+    // A mistyped name must not make a table.
+    let leases = backends.leases(&Settings { create_lease_table: false, ..settings.clone() }).await?;
+    let mut rows = match command {
         LeasesCommand::List => leases.list().await?,
         LeasesCommand::Rewind { to, shard } => {
             rewound(settings, &backends, leases, to.as_millisecond(), shard.map(ShardId)).await?
         }
     };
-    let mut rows = rows;
     rows.sort_by(|a, b| a.shard.cmp(&b.shard));
     for row in rows {
         println!("{}", describe(&row));

@@ -37,6 +37,12 @@ pub struct Worker {
     pub ready: Ready,
 }
 
+/// The stream and the table at one time.
+struct Seen {
+    shards: Vec<Shard>,
+    leases: Vec<Lease>,
+}
+
 struct Scan {
     balancer: Balancer,
     /// All rows as they were last seen, should one of them be deleted under its owner.
@@ -75,14 +81,14 @@ impl Worker {
                 Ok(()) = key.changed() => self.common.limiter.probe_now(),
                 Some(ended) = scan.tasks.join_next_with_id() => self.ended(&mut scan, ended),
                 _ = scans.tick() => {
-                    let Some(seen) = stop.run_until_cancelled(self.look(&mut scan)).await else { break };
-                    let result = match seen {
+                    let Some(looked) = stop.run_until_cancelled(self.look(&mut scan)).await else { break };
+                    let result = match looked {
                         Ok((plan, _)) if plan.has_namesake => {
                             has_namesake = true;
                             stop.cancel();
                             break;
                         }
-                        Ok((plan, shards)) => self.act(&mut scan, plan, &shards, &stop).await,
+                        Ok((plan, seen)) => self.act(&mut scan, plan, &seen, &stop).await,
                         Err(error) => Err(error),
                     };
                     self.observe(&scan, result);
@@ -104,18 +110,21 @@ impl Worker {
     }
 
     /// Looks at leases and shards, makes rows for new shards, and decides what to take or ask for.
-    async fn look(&self, scan: &mut Scan) -> Result<(Plan, Vec<Shard>), BackendError> {
+    async fn look(&self, scan: &mut Scan) -> Result<(Plan, Seen), BackendError> {
         let mut leases = self.leases.list().await?;
         let shards = self.common.stream.shards().await?;
         if self.create_missing(scan, &leases, &shards).await? {
             leases = self.leases.list().await?;
         }
         scan.checkpoints.extend(leases.iter().map(|lease| (lease.shard.clone(), lease.checkpoint.clone())));
-        self.end_unlisted(scan, &leases, &shards).await?;
+        scan.checkpoints.retain(|id, _| {
+            shards.iter().any(|shard| shard.id == *id) || leases.iter().any(|lease| lease.shard == *id)
+        });
+        self.end_unlisted(scan, &leases, &shards).await;
         let held: BTreeSet<ShardId> = scan.held.values().cloned().collect();
         let plan = scan.balancer.plan(&leases, &shards, &held);
         scan.open = plan.open;
-        Ok((plan, shards))
+        Ok((plan, Seen { shards, leases }))
     }
 
     /// Takes and asks for leases. Not to be dropped half way: a claim that lands unseen would leave a lease without a
@@ -124,7 +133,7 @@ impl Worker {
         &self,
         scan: &mut Scan,
         plan: Plan,
-        shards: &[Shard],
+        seen: &Seen,
         stop: &CancellationToken,
     ) -> Result<(), BackendError> {
         let mut result = Ok(());
@@ -140,7 +149,7 @@ impl Worker {
                 Ok(Some(lease)) => {
                     lease_event(event);
                     let shard = lease.shard.clone();
-                    let task = scan.tasks.spawn(self.shard_task(lease, shards, claimed_at, stop.child_token()));
+                    let task = scan.tasks.spawn(self.shard_task(lease, seen, claimed_at, stop.child_token()));
                     scan.held.insert(task.id(), shard);
                 }
                 Ok(None) => {}
@@ -158,25 +167,32 @@ impl Worker {
     }
 
     /// Ends the leases of shards that the stream has forgotten. One list proves nothing: it may be late or incomplete.
-    async fn end_unlisted(&self, scan: &mut Scan, leases: &[Lease], shards: &[Shard]) -> Result<(), BackendError> {
+    async fn end_unlisted(&self, scan: &mut Scan, leases: &[Lease], shards: &[Shard]) {
         let listed: HashSet<&ShardId> = shards.iter().map(|shard| &shard.id).collect();
         let parents: HashSet<&ShardId> = shards.iter().flat_map(|shard| &shard.parents).collect();
         let mut before = std::mem::take(&mut scan.unlisted);
         for lease in leases.iter().filter(|lease| !listed.contains(&lease.shard)) {
             let since = before.remove(&lease.shard).unwrap_or_else(Instant::now);
-            let is_ended = lease.checkpoint == Checkpoint::Ended;
-            if is_ended && since.elapsed() >= FORGET_AFTER {
-                self.leases.forget(lease).await?;
-                scan.checkpoints.remove(&lease.shard);
-                continue;
-            }
-            // An open shard has no children.
-            if !is_ended && since.elapsed() >= GONE_AFTER && parents.contains(&lease.shard) {
-                tracing::error!(shard = %lease.shard, "the stream has forgotten the shard: what was unread in it is lost");
-                metrics::counter!("ingest_shards_gone_total").increment(1);
-                self.leases.reset(lease, Checkpoint::Ended).await?;
-            }
             scan.unlisted.insert(lease.shard.clone(), since);
+            let is_old = since.elapsed() >= FORGET_AFTER && !shards.is_empty();
+            // A shard with children is closed; after an hour it is gone also where they are gone with it.
+            let is_gone = is_old || (since.elapsed() >= GONE_AFTER && parents.contains(&lease.shard));
+            let result = match lease.checkpoint == Checkpoint::Ended {
+                true if is_old => self.leases.forget(lease).await,
+                false if is_gone => self.end_gone(lease).await,
+                _ => Ok(()),
+            };
+            if let Err(error) = result {
+                tracing::warn!(shard = %lease.shard, %error, "its row could not be ended or removed; trying again");
+            }
+        }
+    }
+
+    async fn end_gone(&self, lease: &Lease) -> Result<(), BackendError> {
+        // Where the row moved meanwhile, the next scan tries again.
+        if self.leases.reset(lease, Checkpoint::Ended).await?.is_some() {
+            tracing::error!(shard = %lease.shard, "the stream has forgotten the shard: what was unread in it is lost");
+            metrics::counter!("ingest_shards_gone_total").increment(1);
         }
         Ok(())
     }
@@ -200,13 +216,13 @@ impl Worker {
     fn shard_task(
         &self,
         lease: Lease,
-        shards: &[Shard],
+        seen: &Seen,
         claimed_at: Instant,
         stop: CancellationToken,
     ) -> impl Future<Output = ()> + Send + 'static {
         let shard = lease.shard.clone();
         tracing::info!(%shard, checkpoint = %lease.checkpoint, "lease taken");
-        let lineage = lineage::of(&shard, shards);
+        let lineage = lineage::of(&shard, &seen.shards, &seen.leases);
         let leases = Arc::clone(&self.leases);
         let (mut keeper, fence, checkpoint) =
             Keeper::new(Arc::clone(&leases), lease, claimed_at, self.failover, stop.clone());

@@ -26,7 +26,7 @@ pub struct PutArgs {
     /// How many events.
     #[arg(long, default_value = "1000")]
     events: u64,
-    /// How many a second.
+    /// How many a second, at most: one call follows the other.
     #[arg(long, default_value = "200")]
     rate: u64,
 }
@@ -46,7 +46,8 @@ pub async fn run(args: PutArgs) -> anyhow::Result<()> {
     while put < args.events {
         let count = (args.events - put).min(CALL).min(args.rate.div_ceil(5));
         let now = Clock::system().now();
-        stream.publish((put..put + count).map(|number| record(run, number, now)).collect()).await?;
+        let records = (put..put + count).map(|number| record(run, number, now)).collect();
+        stream.publish(records).await.with_context(|| format!("after {put} events"))?;
         put += count;
         sleep_until(started + Duration::from_secs_f64(put as f64 / args.rate as f64)).await;
     }

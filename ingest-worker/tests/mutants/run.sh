@@ -38,6 +38,7 @@ bugs=(
     child_before_its_parents
     child_of_unknown_parents
     rewind_without_rebuild
+    ended_on_one_list
     takes_leases_of_the_living
     hands_over_without_draining
 )
@@ -139,6 +140,11 @@ bug_rewind_without_rebuild() {
     plant ingest-worker/src/shard.rs \
         'Checkpoint::Rewound(time) => Some(Rebuild::Until(*time)),' \
         'Checkpoint::Rewound(_) => None,'
+}
+bug_ended_on_one_list() { # a shard that one list lacks is ended, whether it has children or not
+    plant ingest-worker/src/worker.rs \
+        'let is_gone = is_old || (since.elapsed() >= GONE_AFTER && parents.contains(&lease.shard));' \
+        'let is_gone = !parents.is_empty() || is_old;'
 }
 bug_takes_leases_of_the_living() {
     plant ingest-worker/src/balance.rs \

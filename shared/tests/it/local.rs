@@ -333,9 +333,9 @@ async fn says_what_is_wrong_with_a_file_or_directory() {
     let file = dir.path().join(FILE_NAME);
 
     drop(open(dir.path(), LocalOptions::default()));
-    rusqlite::Connection::open(&file).unwrap().pragma_update(None, "user_version", 3).unwrap();
+    rusqlite::Connection::open(&file).unwrap().pragma_update(None, "user_version", 4).unwrap();
     let text = misconfigured(dir.path());
-    assert!(text.contains("schema version 3") && text.contains(FILE_NAME), "{text}");
+    assert!(text.contains("schema version 4") && text.contains(FILE_NAME), "{text}");
 
     std::fs::remove_file(&file).unwrap();
     rusqlite::Connection::open(&file).unwrap().execute_batch("CREATE TABLE t (x)").unwrap();

@@ -62,8 +62,8 @@ async fn a_throttled_lease_table_loses_no_lease() {
             for worker in &workers {
                 taken.push(worker.lease_events("taken").await + worker.lease_events("stolen").await);
             }
-            let refuse = || Fault::refuse(THROUGHPUT_EXCEEDED).on("UpdateItem").share(0.6);
-            let lose = || Fault::lose(THROUGHPUT_EXCEEDED).on("UpdateItem").share(0.5);
+            let refuse = || Fault::refuse(THROUGHPUT_EXCEEDED).on("UpdateItem").share(0.4);
+            let lose = || Fault::lose(THROUGHPUT_EXCEEDED).on("UpdateItem").share(0.4);
             proxy.set([refuse(), lose()]);
             // Longer than the failover time: without a renewal every lease would go.
             sleep(Duration::from_secs(15)).await;

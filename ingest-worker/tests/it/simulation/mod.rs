@@ -34,6 +34,7 @@ const DEFAULT_SEEDS: u64 = 300;
 const PINNED: &[u64] = &[
     1458, // halves of a refused batch were given up as `unconfirmed` although they had failed only shortly
     3276, // the simulation took a shard without a lease for settled
+    40,   // a parent that one list lacked was not read for the dedup window of its child
     706,  // claims whose answers were lost were taken for those of another process of the same name
 ];
 /// 2026-01-01T00:00:00Z.

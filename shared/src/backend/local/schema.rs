@@ -11,7 +11,7 @@ use crate::backend::BackendError;
 const APPLICATION_ID: i32 = 0x4d45_5452;
 
 /// The version of the tables below, in `user_version`.
-const VERSION: i32 = 2;
+const VERSION: i32 = 3;
 
 /// How long a call waits for another process's transaction.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
