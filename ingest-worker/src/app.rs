@@ -195,7 +195,10 @@ fn log_start(settings: &Settings, common: &Common, bus: Option<SocketAddr>, admi
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         worker = %common.worker,
+        pid = std::process::id(),
         stream = %settings.stream,
+        failover = ?settings.failover_time,
+        dedup_window = ?settings.dedup_window,
         ingest_url = settings.ingest_url(),
         put_events = bus.map(|bus| format!("http://{bus}")),
         admin = format!("http://{admin}"),

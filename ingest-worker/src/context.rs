@@ -1,7 +1,7 @@
 //! What the shards of a worker share, and what one shard's task shares with its submits.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use shared::amberflo::{ApiError, Client};
@@ -13,6 +13,8 @@ use shared::event::{self, EventRules, Identity};
 use shared::reason::Reason;
 use tokio_util::sync::CancellationToken;
 
+use tokio::time::Instant;
+
 use crate::batch::BatchLimits;
 use crate::dedup::KeyBudget;
 use crate::lease::Fence;
@@ -21,6 +23,9 @@ use crate::lineage::Lineage;
 use crate::meters::MeterBudget;
 use crate::reader::Buffer;
 use crate::submit::BodyLimit;
+
+/// Bad events may come by the thousand.
+const LETTERS_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// What a shard's task and its submits work with.
 pub struct ShardContext {
@@ -42,6 +47,8 @@ pub struct ShardContext {
     pub closing: CancellationToken,
     /// What became of the shard's records so far.
     pub outcomes: Outcomes,
+    /// Dead letters since the last line about them, and when that was.
+    untold_letters: Mutex<(usize, Option<Instant>)>,
 }
 
 /// Settled records, by what became of them.
@@ -117,6 +124,7 @@ impl ShardContext {
             wanting_evidence: AtomicUsize::new(0),
             closing: CancellationToken::new(),
             outcomes: Outcomes::default(),
+            untold_letters: Mutex::default(),
         }
     }
 
@@ -126,6 +134,18 @@ impl ShardContext {
             biased;
             () = self.closing.cancelled() => self.waiting_for(std::future::pending()).await,
             permit = self.fence.guard(Arc::clone(&self.limiter).acquire()) => permit,
+        }
+    }
+
+    /// Logs what was dead-lettered: the first at once, then at most one line a minute.
+    pub(crate) fn tell_of_letters(&self, letters: &[DeadLetter]) {
+        let Some(last) = letters.last() else { return };
+        let mut untold = self.untold_letters.lock().unwrap_or_else(PoisonError::into_inner);
+        untold.0 += letters.len();
+        if untold.1.is_none_or(|told_at| told_at.elapsed() >= LETTERS_LOG_INTERVAL) {
+            let DeadLetter { reason, detail, sequence_number, .. } = last;
+            tracing::warn!(shard = %self.id, count = untold.0, reason, detail, sequence_number, "dead letters stored; the last:");
+            *untold = (0, Some(Instant::now()));
         }
     }
 

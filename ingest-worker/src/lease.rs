@@ -129,7 +129,7 @@ impl Keeper {
                     return true;
                 }
                 Ok(Ok(None)) => {
-                    tracing::warn!(shard = %self.lease.shard, "the lease was lost to another worker");
+                    tracing::warn!(shard = %self.lease.shard, "the lease was lost: another worker took it, or an operator set it back");
                     return false;
                 }
                 Ok(Err(error)) => {
@@ -148,19 +148,21 @@ impl Keeper {
     /// Gives the lease up with its newest checkpoint, so that another worker can take it at once.
     pub async fn release(self) {
         let checkpoint = self.checkpoint.borrow().clone();
-        self.give_up(checkpoint).await;
+        self.give_up(checkpoint, "lease released").await;
     }
 
     /// Gives the lease up for good: all records of its shard are settled, and there will be no more.
     pub async fn end(self) {
-        self.give_up(Checkpoint::Ended).await;
+        self.give_up(Checkpoint::Ended, "the shard has ended, and all its records are settled").await;
     }
 
-    async fn give_up(mut self, checkpoint: Checkpoint) {
+    async fn give_up(mut self, checkpoint: Checkpoint, message: &'static str) {
         self.lease.checkpoint = checkpoint;
         let result = timeout(RELEASE_TIMEOUT, self.leases.release(&self.lease)).await;
-        if !matches!(result, Ok(Ok(()))) {
-            tracing::warn!(shard = %self.lease.shard, "the lease could not be released; it will expire");
+        let Lease { shard, checkpoint, .. } = &self.lease;
+        match result {
+            Ok(Ok(())) => tracing::info!(%shard, %checkpoint, "{message}"),
+            _ => tracing::warn!(%shard, "the lease could not be released; it will expire"),
         }
     }
 }

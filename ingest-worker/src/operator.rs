@@ -44,6 +44,7 @@ pub async fn dead_letters(settings: &Settings, command: DeadLettersCommand) -> a
         DeadLettersCommand::Redrive => {
             let report = redrive::all(&*queue, &*backends.stream, Clock::system().now()).await?;
             println!("{}", serde_json::to_string(&report)?);
+            tell_of_hidden(&*queue, report.conflicts + report.not_redrivable + report.forgotten).await?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -97,7 +98,7 @@ async fn each_received(
     is_meant: impl Fn(&DeadLetter) -> bool,
     delete: bool,
 ) -> anyhow::Result<()> {
-    let (started, mut empty) = (Instant::now(), 0);
+    let (started, mut empty, mut seen, mut deleted) = (Instant::now(), 0, 0, 0);
     while empty < EMPTY_ANSWERS {
         if started.elapsed() >= LIST_TIME {
             tracing::warn!("there are more letters than can be received in {LIST_TIME:?}: run it again in a minute");
@@ -110,6 +111,7 @@ async fn each_received(
             continue;
         }
         empty = 0;
+        seen += letters.len() as u64;
         let meant: Vec<_> = letters.into_iter().filter(|received| is_meant(&received.letter)).collect();
         for received in &meant {
             println!("{}", serde_json::to_string(&received.letter)?);
@@ -117,7 +119,21 @@ async fn each_received(
         if delete {
             let receipts: Vec<String> = meant.into_iter().map(|received| received.receipt).collect();
             queue.delete(&receipts).await?;
+            deleted += receipts.len() as u64;
         }
+    }
+    tell_of_hidden(queue, seen - deleted).await
+}
+
+/// Letters that somebody received within the last minute are hidden from this program too: it must not look as if there
+/// were none.
+async fn tell_of_hidden(queue: &dyn DeadLetters, seen: u64) -> anyhow::Result<()> {
+    let hidden = queue.depth().await?.saturating_sub(seen);
+    if hidden > 0 {
+        tracing::warn!(
+            hidden,
+            "more letters are there, hidden by an earlier list, redrive or delete: try again in a minute"
+        );
     }
     Ok(())
 }
@@ -131,7 +147,13 @@ pub async fn leases(settings: &Settings, command: LeasesCommand) -> anyhow::Resu
     // A mistyped name must not make a table.
     let leases = backends.leases(&Settings { create_lease_table: false, ..settings.clone() }).await?;
     let mut rows = match command {
-        LeasesCommand::List => leases.list().await?,
+        LeasesCommand::List => {
+            let rows = leases.list().await?;
+            if rows.is_empty() {
+                tracing::warn!(stream = %settings.stream, "there are no leases: no worker has run yet");
+            }
+            rows
+        }
         LeasesCommand::Rewind { to, shard } => {
             rewound(settings, &backends, leases, to.as_millisecond(), shard.map(ShardId)).await?
         }

@@ -58,7 +58,7 @@ async fn rewind_one(leases: &dyn Leases, mut lease: Lease, to: UnixMillis) -> Re
             Checkpoint::Start(_) => false,
         };
         if !is_later {
-            tracing::info!(shard = %lease.shard, checkpoint = %lease.checkpoint, "left: it is not known to be further on");
+            tracing::info!(shard = %lease.shard, checkpoint = %lease.checkpoint, "unchanged: the shard has not passed that time");
             return Ok(None);
         }
         if let Some(rewound) = leases.reset(&lease, Checkpoint::Rewound(to)).await? {

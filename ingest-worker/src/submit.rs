@@ -260,6 +260,7 @@ async fn store(shard: &ShardContext, letters: &[DeadLetter]) {
         tracing::error!(shard = %shard.id, %error, letters = letters.len(), "dead letters could not be stored");
         shard.waiting_for(sleep(backoff.next_delay())).await;
     }
+    shard.tell_of_letters(letters);
 }
 
 /// The size of a request body that Amberflo takes, learnt from its 413s.

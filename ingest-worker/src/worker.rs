@@ -145,10 +145,13 @@ impl Worker {
             }
             let claimed_at = Instant::now();
             let event = if lease.wanted_by.as_ref() == Some(&self.common.worker) { "stolen" } else { "taken" };
+            let from = lease.owner.clone();
             match self.leases.claim(&lease, &self.common.worker).await {
                 Ok(Some(lease)) => {
                     lease_event(event);
                     let shard = lease.shard.clone();
+                    let from = from.as_ref().map(tracing::field::display);
+                    tracing::info!(%shard, from, checkpoint = %lease.checkpoint, "lease taken");
                     let task = scan.tasks.spawn(self.shard_task(lease, seen, claimed_at, stop.child_token()));
                     scan.held.insert(task.id(), shard);
                 }
@@ -221,7 +224,6 @@ impl Worker {
         stop: CancellationToken,
     ) -> impl Future<Output = ()> + Send + 'static {
         let shard = lease.shard.clone();
-        tracing::info!(%shard, checkpoint = %lease.checkpoint, "lease taken");
         let lineage = lineage::of(&shard, &seen.shards, &seen.leases);
         let leases = Arc::clone(&self.leases);
         let (mut keeper, fence, checkpoint) =
@@ -238,12 +240,10 @@ impl Worker {
                 Some(Outcome::GivenUp) => {
                     keeper.release().await;
                     lease_event("released");
-                    tracing::info!(%shard, "lease released");
                 }
                 Some(Outcome::Ended) => {
                     keeper.end().await;
                     lease_event("released");
-                    tracing::info!(%shard, "the shard has ended, and all its records are settled");
                 }
             }
         }

@@ -257,14 +257,18 @@ impl<'a> Source<'a> {
     fn check_time(&self, time: UnixMillis, rules: &EventRules) -> Result<(), Fault> {
         let age = i128::from(self.record.arrived_at) - i128::from(time);
         if age > i128::from(millis(rules.max_age)) {
-            let detail =
-                format!("the event's time is {age} ms before its arrival; at most {:?} allowed", rules.max_age);
+            let detail = format!(
+                "the event's time is {age} ms before its arrival; MAX_EVENT_AGE allows {}",
+                millis(rules.max_age)
+            );
             return Err((Reason::TooOld, detail));
         }
         if -age > i128::from(millis(rules.max_ahead)) {
             let ahead = -age;
-            let detail =
-                format!("the event's time is {ahead} ms after its arrival; at most {:?} allowed", rules.max_ahead);
+            let detail = format!(
+                "the event's time is {ahead} ms after its arrival; MAX_EVENT_AHEAD allows {}",
+                millis(rules.max_ahead)
+            );
             return Err((Reason::TooFarAhead, detail));
         }
         Ok(())

@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 use shared::reason::Reason;
 
 use super::Settings;
-use super::values::reason;
+use super::values::{reason, time};
 
 /// Moves usage events from a stream to Amberflo: deduplicated, batched, inside its limits, nothing lost.
 ///
@@ -42,7 +42,7 @@ pub enum LeasesCommand {
     /// a shard that has not come to that time yet stays where it is.
     Rewind {
         /// The RFC 3339 time to go back to, such as 2026-01-31T00:00:00Z.
-        #[arg(long, value_name = "TIME")]
+        #[arg(long, value_name = "TIME", value_parser = time)]
         to: jiff::Timestamp,
         /// Only this shard.
         #[arg(long)]
@@ -66,7 +66,7 @@ pub enum DeadLettersCommand {
         #[arg(long, required_unless_present = "before", value_parser = reason)]
         reason: Option<Reason>,
         /// Only those that were dead-lettered before this RFC 3339 time.
-        #[arg(long, value_name = "TIME")]
+        #[arg(long, value_name = "TIME", value_parser = time)]
         before: Option<jiff::Timestamp>,
     },
 }

@@ -157,3 +157,7 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
         .map_err(|_| "allowed is a number with a unit, such as 500ms, 30s, 5m or 1h".to_owned())
 }
+
+pub(super) fn time(text: &str) -> Result<jiff::Timestamp, String> {
+    text.parse().map_err(|_| "allowed is an RFC 3339 time such as 2026-01-31T00:00:00Z".to_owned())
+}

@@ -24,6 +24,8 @@ pub struct Secret {
     client: Client,
     name: String,
     member: String,
+    /// For errors.
+    region: String,
 }
 
 impl Secret {
@@ -37,7 +39,12 @@ impl Secret {
         if member.is_empty() {
             return Err(refused("API_KEY_SECRET_ID: empty; allowed is the name of a member of the secret".to_owned()));
         }
-        Ok(Self { client: Client::new(config), name: name.to_owned(), member: member.to_owned() })
+        Ok(Self {
+            client: Client::new(config),
+            name: name.to_owned(),
+            member: member.to_owned(),
+            region: region.to_owned(),
+        })
     }
 
     pub(super) async fn read(&self) -> Result<ApiKey, BackendError> {
@@ -54,7 +61,7 @@ impl Secret {
     }
 
     fn error(&self, error: &SdkError<GetSecretValueError>) -> BackendError {
-        let attempt = format!("API_KEY_SECRET_NAME: the secret {:?}", self.name);
+        let attempt = format!("API_KEY_SECRET_NAME: the secret {:?} in {}", self.name, self.region);
         let code = error.as_service_error().and_then(GetSecretValueError::code);
         // Errors of this service that the same call will meet again: a secret that is scheduled for deletion or has no
         // value for the stage, and a KMS key that is disabled, deleted or foreign.

@@ -83,7 +83,10 @@ where
         _ => {
             let text = one_line(&format!("{attempt}: {}", causes(error)));
             if is_about_credentials(error) {
-                BackendError::Misconfigured(text)
+                BackendError::Misconfigured(format!(
+                    "no AWS credentials: set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run with a \
+                     role ({text})"
+                ))
             } else {
                 BackendError::Unavailable(text)
             }

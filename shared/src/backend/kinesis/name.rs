@@ -54,7 +54,7 @@ impl FromStr for StreamName {
         if !text.starts_with("arn:") {
             return match is_name(text) {
                 true => Ok(Self { name: text.to_owned(), arn: None }),
-                false => Err(refused(text, "it is neither")),
+                false => Err(refused(text, "it is not a name")),
             };
         }
         let parts: Vec<_> = text.splitn(6, ':').collect();
