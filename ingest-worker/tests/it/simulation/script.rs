@@ -42,10 +42,13 @@ pub struct Play {
     next_number: u32,
     thefts: u32,
     is_faulty: bool,
+    /// No copy may reach Amberflo in the whole play.
+    is_calm: bool,
 }
 
 impl Play {
-    pub fn new(world: Arc<World>, rng: Rng, clock: Clock) -> Self {
+    pub fn new(world: Arc<World>, mut rng: Rng, clock: Clock) -> Self {
+        let is_calm = rng.u32(0..5) == 0;
         let mut play = Self {
             world,
             rng,
@@ -65,6 +68,7 @@ impl Play {
     /// One operation, and some time after it.
     pub async fn step(&mut self) {
         match self.rng.u32(0..100) {
+            operation if self.is_calm => self.calm_step(operation).await,
             0..35 => self.put_events().await,
             35..50 => self.put_copies().await,
             50..54 => self.put_conflict().await,
@@ -92,6 +96,18 @@ impl Play {
         };
         sleep(Duration::from_millis(millis)).await;
         self.bury_and_replace().await;
+    }
+
+    /// Nothing fails, but workers come and go, and shards too.
+    async fn calm_step(&mut self, operation: u32) {
+        match operation {
+            0..55 => self.put_events().await,
+            55..65 => self.put_copies().await,
+            65..70 => self.put_malformed().await,
+            70..85 => self.start_another_worker(),
+            85..93 => self.drain_worker().await,
+            _ => self.reshard().await,
+        }
     }
 
     /// All faults end, a worker runs, and everything that was put is settled.
@@ -122,7 +138,7 @@ impl Play {
     }
 
     fn start_worker(&mut self) {
-        let worker = SimulatedWorker::start(&self.world, &mut self.rng, self.clock);
+        let worker = SimulatedWorker::start(&self.world, &mut self.rng, self.clock, !self.is_calm);
         self.workers.push(worker);
     }
 
@@ -382,6 +398,9 @@ impl Play {
     }
 
     fn note_overlap(&self, had_overlap: bool) {
+        if self.is_calm {
+            return;
+        }
         let mut truth = self.world.truth.lock().unwrap();
         truth.is_ambiguous = true;
         truth.had_restart = true;

@@ -35,7 +35,7 @@ pub struct SimulatedWorker {
 }
 
 impl SimulatedWorker {
-    pub fn start(world: &Arc<World>, rng: &mut Rng, clock: Clock) -> Self {
+    pub fn start(world: &Arc<World>, rng: &mut Rng, clock: Clock, may_be_slow: bool) -> Self {
         let request_timeout = Duration::from_secs(3);
         let faulty = Faulty { world: Arc::clone(world), life: Life::new(), request_timeout };
         let limits = BatchLimits {
@@ -44,7 +44,8 @@ impl SimulatedWorker {
             linger: Duration::from_millis(rng.u64(10..2_000)),
         };
         let max_in_flight = NonZeroU32::new(rng.u32(1..8)).unwrap();
-        let rate = if rng.bool() { 10.0 } else { 0.0 };
+        // What waits for the rate when a drain must end is sent again by the next owner.
+        let rate = if rng.bool() && may_be_slow { 10.0 } else { 0.0 };
         let buffer = rng.usize(100_000..2_000_000);
         let name = WorkerId(format!("worker-{}", rng.u32(..)));
         let life = Arc::clone(&faulty.life);
