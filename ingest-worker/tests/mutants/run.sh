@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Proves that the simulation bites: plants one deliberate bug at a time in a copy of the sources and expects a seed to
-# fail. A bug that no seed catches, or a plant that no longer fits the sources, fails this script.
+# Proves that the tests in paused time bite: plants one deliberate bug at a time in a copy of the sources and expects a
+# seed of the simulation to fail, or a test of `answers`. A bug that nothing catches, or a plant that no longer fits the
+# sources, fails this script.
 #
 #   ingest-worker/tests/mutants/run.sh [NAME ...]     all bugs, or the named ones
 #   ingest-worker/tests/mutants/run.sh --check        only that every plant fits the sources
@@ -176,14 +177,16 @@ for bug in "${@:-${bugs[@]}}"; do
         echo "the planted bug $bug does not compile" >&2
         exit 1
     fi
-    if (cd "$copy" && timeout 300 cargo test --quiet -p ingest-worker --test it simulation) >"$copy/run.log" 2>&1; then
+    if (cd "$copy" && timeout 300 cargo test --quiet -p ingest-worker --test it simulation) >"$copy/run.log" 2>&1 &&
+        (cd "$copy" && timeout 300 cargo test --quiet -p ingest-worker --test it answers) >"$copy/run.log" 2>&1; then
         echo "MISSED  $bug"
         missed+=("$bug")
     else
         seed=$(grep -o 'failed seeds: \[[0-9, ]*\]' "$copy/run.log" | head -n 1 || true)
         first=$(grep -A1 -m1 'panicked at' "$copy/run.log" | tail -n 1 | cut -c 1-100)
-        [ -n "$seed" ] || { tail -n 20 "$copy/run.log"; echo "$bug: the run failed without a failed seed" >&2; exit 1; }
-        echo "caught  $bug  ($seed: $first)"
+        [ -n "$seed" ] || seed=$(grep -o -m1 '^answers::[a-z_:]*' "$copy/run.log" | head -n 1 || true)
+        [ -n "$first" ] || { tail -n 20 "$copy/run.log"; echo "$bug: the run failed without a failed test" >&2; exit 1; }
+        echo "caught  $bug  (${seed:-answers}: $first)"
     fi
 done
 rm -rf "$copy"

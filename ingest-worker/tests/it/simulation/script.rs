@@ -58,6 +58,7 @@ impl Play {
             next_number: 0,
             thefts: 0,
             is_faulty: false,
+            is_calm,
         };
         for _ in 0..play.rng.usize(1..=2) {
             play.start_worker();

@@ -126,11 +126,11 @@ mod tests {
     fn refuses_everything_else_and_says_what_is_allowed() {
         let too_long = "x".repeat(129);
         for (text, why) in [
-            ("", "neither"),
-            ("with space", "neither"),
-            ("ströme", "neither"),
-            ("a/b", "neither"),
-            (&*too_long, "neither"),
+            ("", "not a name"),
+            ("with space", "not a name"),
+            ("ströme", "not a name"),
+            ("a/b", "not a name"),
+            (&*too_long, "not a name"),
             ("arn:aws:kinesis:us-east-1:123456789012", "too few parts"),
             ("arn:amazon:kinesis:us-east-1:123456789012:stream/s", "partition"),
             ("arn:aws:sqs:us-east-1:123456789012:stream/s", "another service"),
