@@ -17,7 +17,7 @@ bench: ## measurements: events per CPU-second, memory, durable PutEvents
 emulators: ## Kinesis, DynamoDB, SQS and Secrets Manager on this machine, until Ctrl-C
 	./loadtest/emulators/setup.sh && cargo run --release --bin emulators
 
-mutants: ## plants bugs one by one; the simulation must catch each
+mutants: ## plants bugs one by one; the tests in paused time must catch each
 	ingest-worker/tests/mutants/run.sh
 
 lint: ## formatting, clippy, docs, dependencies

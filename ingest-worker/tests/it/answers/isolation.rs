@@ -3,6 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use amberflo_sandbox::{Faults, Poison};
 use serde_json::json;
@@ -229,4 +231,30 @@ async fn a_failing_record_does_not_stop_the_only_shard_for_ever() {
     world.settle_within(10 * MINUTE).await;
     world.assert_billed_once(events);
     assert_only_the_bad_one_is_dead(&world, Reason::Unconfirmed, 503).await;
+}
+
+/// Only a long time of failures makes a suspect: not one failure before a batch is divided for something else.
+#[tokio::test(start_paused = true)]
+async fn half_of_a_refused_batch_that_fails_shortly_is_not_given_up() {
+    let world = World::new(1);
+    let _worker = world.start().await;
+    let attempts = AtomicU32::new(0);
+    world.wire.script(move |sent| {
+        let is_first_event = sent.records().iter().any(|record| record["uniqueId"] == "1");
+        let attempt = if is_first_event { attempts.fetch_add(1, Ordering::Relaxed) } else { u32::MAX };
+        let verdict = match attempt {
+            0 | 2..=7 => Verdict::Answer(answer(503, &[], "")),
+            1 => Verdict::Answer(answer(400, &[], "no")),
+            _ => Verdict::Pass,
+        };
+        (Duration::ZERO, verdict)
+    });
+    world.put([usage("tenant", 1), usage("tenant", 2)]).await;
+    for n in 0..300 {
+        sleep(Duration::from_millis(200)).await;
+        world.put([usage("tenant", 100 + n)]).await;
+    }
+    world.settle_within(10 * MINUTE).await;
+    assert_eq!(world.letters().await.len(), 0);
+    world.assert_billed_without_copies(302);
 }
