@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use clap::Parser as _;
+use clap::Parser;
 use shared::amberflo::{Client, HttpTransport};
 use shared::api_key::ApiKeys;
 use shared::backend::local::LocalStore;
@@ -38,13 +38,9 @@ const IN_ORDER_PER_IN_FLIGHT: usize = 4;
 
 /// Runs the program with these arguments, the first of which is its name.
 pub async fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(args) {
+    let cli: Cli = match parse(args) {
         Ok(cli) => cli,
-        Err(error) => {
-            let code = if error.use_stderr() { EXIT_CONFIGURATION } else { 0 };
-            let _ = error.print();
-            return code.into();
-        }
+        Err(code) => return code,
     };
     let result = match cli.command {
         Some(Command::DeadLetters(command)) => operator::dead_letters(&cli.settings, command).await,
@@ -52,6 +48,15 @@ pub async fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         None => work(&cli.settings).await,
     };
     result.unwrap_or_else(|error| failed("ingest-worker", &error))
+}
+
+/// Parses a program's arguments; where they are not to be worked with, or ask for help, that is said already.
+pub(crate) fn parse<C: Parser>(args: impl IntoIterator<Item = OsString>) -> Result<C, ExitCode> {
+    C::try_parse_from(args).map_err(|error| {
+        let code = if error.use_stderr() { EXIT_CONFIGURATION } else { 0 };
+        let _ = error.print();
+        code.into()
+    })
 }
 
 /// Says in one line why the program ends.

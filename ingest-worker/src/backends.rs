@@ -2,7 +2,6 @@
 //! work begins is checked here.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use aws_config::SdkConfig;
@@ -13,7 +12,6 @@ use shared::backend::kinesis::KinesisStream;
 use shared::backend::local::{LocalOptions, LocalStore};
 use shared::backend::sqs::SqsDeadLetters;
 use shared::backend::{DeadLetters, Leases, Stream, aws};
-use shared::service::ConfigError;
 
 use crate::config::{KeySetting, Settings, StreamName};
 
@@ -33,10 +31,8 @@ pub enum Kind {
     Aws {
         /// The configuration of all clients.
         configuration: Box<SdkConfig>,
-        /// How long the stream keeps a record.
-        retention: Duration,
-        /// What tells the stream from all others.
-        identity: String,
+        /// The stream.
+        stream: KinesisStream,
     },
 }
 
@@ -47,15 +43,20 @@ impl Backends {
     /// The setting, and what is wrong with what it names.
     pub async fn open(settings: &Settings) -> anyhow::Result<Self> {
         match &settings.stream {
-            StreamName::Local(_) => {
-                let store = local(settings)?;
+            StreamName::Local(directory) => {
+                let options = LocalOptions {
+                    retention: settings.local_retention(),
+                    max_bytes: settings.local_max_bytes.as_u64(),
+                    ..LocalOptions::default()
+                };
+                let store = LocalStore::open(directory, options);
+                let store = store.with_context(|| format!("STREAM: {}", settings.stream))?;
                 Ok(Self { stream: Arc::new(store.clone()), kind: Kind::Local(store) })
             }
             StreamName::Kinesis(name) => {
                 let configuration = Box::new(aws::configuration(name.region()).await?);
                 let stream = KinesisStream::open(&configuration, &name.to_string()).await.context("STREAM")?;
-                let (retention, identity) = (stream.retention(), stream.identity());
-                Ok(Self { stream: Arc::new(stream), kind: Kind::Aws { configuration, retention, identity } })
+                Ok(Self { stream: Arc::new(stream.clone()), kind: Kind::Aws { configuration, stream } })
             }
         }
     }
@@ -67,8 +68,8 @@ impl Backends {
     pub async fn dead_letters(&self, settings: &Settings) -> anyhow::Result<Arc<dyn DeadLetters>> {
         match &self.kind {
             Kind::Local(store) => Ok(Arc::new(store.clone())),
-            Kind::Aws { configuration, retention, .. } => {
-                let queue = SqsDeadLetters::open(configuration, settings.queue()?, *retention);
+            Kind::Aws { configuration, stream } => {
+                let queue = SqsDeadLetters::open(configuration, settings.queue()?, stream.retention());
                 Ok(Arc::new(queue.await.context("DEAD_LETTER_QUEUE")?))
             }
         }
@@ -81,31 +82,15 @@ impl Backends {
     pub async fn leases(&self, settings: &Settings) -> anyhow::Result<Arc<dyn Leases>> {
         match &self.kind {
             Kind::Local(store) => Ok(Arc::new(store.clone())),
-            Kind::Aws { configuration, identity, .. } => {
+            Kind::Aws { configuration, stream } => {
                 let table = DynamoLeases::open(configuration, &settings.lease_table, settings.create_lease_table);
-                let leases = table.await.context("LEASE_TABLE")?.for_stream(identity.clone());
+                let leases = table.await.context("LEASE_TABLE")?.for_stream(stream.identity());
                 // A row that cannot be understood, or is another stream's, is found out now.
                 leases.list().await.context("LEASE_TABLE")?;
                 Ok(Arc::new(leases))
             }
         }
     }
-}
-
-/// Opens the local store.
-///
-/// # Errors
-/// What is wrong with it.
-pub fn local(settings: &Settings) -> anyhow::Result<LocalStore> {
-    let StreamName::Local(directory) = &settings.stream else {
-        return Err(ConfigError(format!("STREAM: {}; allowed here is local:DIR", settings.stream)).into());
-    };
-    let options = LocalOptions {
-        retention: settings.local_retention(),
-        max_bytes: settings.local_max_bytes.as_u64(),
-        ..LocalOptions::default()
-    };
-    LocalStore::open(directory, options).with_context(|| format!("STREAM: {}", settings.stream))
 }
 
 /// Reads the API key for the first time.

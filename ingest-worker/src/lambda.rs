@@ -16,7 +16,7 @@ use clap::Parser;
 use lambda_runtime::{LambdaEvent, service_fn};
 use shared::api_key::ApiKeys;
 use shared::backend::kinesis;
-use shared::service::{self, ConfigError, EXIT_CONFIGURATION};
+use shared::service::{self, ConfigError};
 use tokio::sync::OnceCell;
 
 use crate::backends::Backends;
@@ -42,13 +42,9 @@ struct Cli {
 
 /// Runs the program with these arguments, the first of which is its name.
 pub async fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(args) {
+    let cli: Cli = match app::parse(args) {
         Ok(cli) => cli,
-        Err(error) => {
-            let code = if error.use_stderr() { EXIT_CONFIGURATION } else { 0 };
-            let _ = error.print();
-            return code.into();
-        }
+        Err(code) => return code,
     };
     match serve(cli).await {
         Ok(()) => ExitCode::SUCCESS,

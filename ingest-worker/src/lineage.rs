@@ -26,23 +26,30 @@ pub struct Lineage {
     pub ancestors: Vec<Shard>,
 }
 
-/// The lineage of `id` among the shards of the stream, and those that have a lease: a list may be incomplete.
+/// The shards of the stream and those that have a lease, since a list may be incomplete; parents before their children.
 #[must_use]
-pub fn of(id: &ShardId, shards: &[Shard], leases: &[Lease]) -> Lineage {
-    let unlisted = leases.iter().filter(|lease| shards.iter().all(|shard| shard.id != lease.shard));
+pub fn family(shards: &[Shard], leases: &[Lease]) -> Vec<Shard> {
+    let listed: BTreeSet<&ShardId> = shards.iter().map(|shard| &shard.id).collect();
+    let unlisted = leases.iter().filter(|lease| !listed.contains(&lease.shard));
     let unlisted =
         unlisted.map(|lease| Shard { id: lease.shard.clone(), parents: lease.parents.clone(), hashes: 0..=u128::MAX });
-    let shards: Vec<Shard> = shards.iter().cloned().chain(unlisted).collect();
-    let listed: HashMap<&ShardId, &Shard> = shards.iter().map(|shard| (&shard.id, shard)).collect();
-    let hashes = listed.get(id).map_or(0..=u128::MAX, |shard| shard.hashes.clone());
-    let parents = listed.get(id).map(|shard| shard.parents.clone()).unwrap_or_default();
+    let known: Vec<Shard> = shards.iter().cloned().chain(unlisted).collect();
+    parents_first(&known).into_iter().cloned().collect()
+}
+
+/// The lineage of `id` in its [`family`].
+#[must_use]
+pub fn of(id: &ShardId, family: &[Shard]) -> Lineage {
+    let known: HashMap<&ShardId, &Shard> = family.iter().map(|shard| (&shard.id, shard)).collect();
+    let hashes = known.get(id).map_or(0..=u128::MAX, |shard| shard.hashes.clone());
+    let parents = known.get(id).map(|shard| shard.parents.clone()).unwrap_or_default();
     let mut ancestors = BTreeSet::new();
     let mut next = vec![id];
     while let Some(id) = next.pop() {
-        let parents = listed.get(id).into_iter().flat_map(|shard| &shard.parents);
-        next.extend(parents.filter(|parent| listed.contains_key(parent) && ancestors.insert(*parent)));
+        let parents = known.get(id).into_iter().flat_map(|shard| &shard.parents);
+        next.extend(parents.filter(|parent| known.contains_key(parent) && ancestors.insert(*parent)));
     }
-    let ancestors = parents_first(&shards).into_iter().filter(|shard| ancestors.contains(&shard.id));
+    let ancestors = family.iter().filter(|shard| ancestors.contains(&shard.id));
     Lineage { id: id.clone(), hashes, parents, ancestors: ancestors.cloned().collect() }
 }
 
@@ -69,6 +76,9 @@ pub async fn first_arrival(stream: &dyn Stream, shard: &ShardId) -> Result<Optio
 #[must_use]
 pub fn missing<'a>(leases: &[Lease], shards: &'a [Shard]) -> Vec<&'a Shard> {
     let known: BTreeSet<&ShardId> = leases.iter().map(|lease| &lease.shard).collect();
+    if shards.iter().all(|shard| known.contains(&shard.id)) {
+        return Vec::new();
+    }
     let mut missing = parents_first(shards);
     missing.retain(|shard| !known.contains(&shard.id));
     missing.reverse();
@@ -166,7 +176,7 @@ mod tests {
     }
 
     /// a was split into b and c; b and c were merged into d, which was split into e and f.
-    fn family() -> Vec<Shard> {
+    fn generations() -> Vec<Shard> {
         let mut shards = vec![shard("f", &["d"]), shard("e", &["d"]), shard("d", &["b", "c"])];
         shards.extend([shard("c", &["a"]), shard("b", &["a"]), shard("a", &["older"])]);
         shards
@@ -175,7 +185,7 @@ mod tests {
     #[test]
     fn ancestors_come_oldest_first() {
         let names = |name: &str| {
-            let lineage = of(&ShardId(name.to_owned()), &family(), &[]);
+            let lineage = of(&ShardId(name.to_owned()), &family(&generations(), &[]));
             lineage.ancestors.into_iter().map(|shard| shard.id.0).collect::<Vec<_>>().join("")
         };
         assert_eq!([names("a"), names("b"), names("d"), names("f"), names("unknown")], ["", "a", "acb", "acbd", ""]);
@@ -185,13 +195,13 @@ mod tests {
     fn a_parent_that_the_list_lacks_is_known_from_its_row() {
         let child = shard("b", &["a"]);
         let rows = [Lease { parents: vec![ShardId("older".to_owned())], ..row("a", Checkpoint::Ended) }];
-        let ancestors = of(&child.id, std::slice::from_ref(&child), &rows).ancestors;
+        let ancestors = of(&child.id, &family(std::slice::from_ref(&child), &rows)).ancestors;
         assert_eq!(ancestors.iter().map(|shard| &*shard.id.0).collect::<Vec<_>>(), ["a"]);
     }
 
     #[test]
     fn rows_are_made_for_children_first() {
-        let shards = family();
+        let shards = generations();
         let names = |leases: &[Lease]| -> String { missing(leases, &shards).iter().map(|s| s.id.0.clone()).collect() };
         let all = names(&[]);
         assert!(["fd", "ed", "db", "dc", "ba", "ca"].iter().all(|pair| all.find(&pair[..1]) < all.find(&pair[1..])));
@@ -204,7 +214,7 @@ mod tests {
         let start = |name: &str, rows: &[&str]| {
             let begun = Checkpoint::Start(Position::TrimHorizon);
             let leases: Vec<Lease> = rows.iter().map(|name| row(name, begun.clone())).collect();
-            let shards = family();
+            let shards = generations();
             let shard = shards.iter().find(|shard| shard.id.0 == name).unwrap();
             match start_of(shard, &leases, &shards, &latest) {
                 Checkpoint::Start(position) => position,
@@ -232,7 +242,7 @@ mod tests {
 
     #[test]
     fn a_shard_whose_child_was_begun_is_finished() {
-        let shards = family();
+        let shards = generations();
         let start = |name: &str, checkpoint: Checkpoint| {
             start_of(&shards[4], &[row(name, checkpoint)], &shards, &Position::TrimHorizon)
         };
@@ -254,7 +264,7 @@ mod tests {
         }
         assert_eq!(missing(&[], &shards).len(), shards.len());
         let youngest = &shards[shards.len() - 1];
-        assert_eq!(of(&youngest.id, &shards, &[]).ancestors.len(), shards.len() - 1);
+        assert_eq!(of(&youngest.id, &family(&shards, &[])).ancestors.len(), shards.len() - 1);
         let start = Position::AtTime(1);
         assert_eq!(start_of(youngest, &[], &shards, &start), Checkpoint::Start(start));
     }

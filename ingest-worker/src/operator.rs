@@ -183,10 +183,10 @@ async fn rewound(
             ConfigError(format!("--shard: {shard} has no lease; `leases list` shows those that there are")).into()
         );
     }
-    if let Kind::Aws { retention, .. } = &backends.kind
-        && to < now - millis(*retention)
+    if let Kind::Aws { stream, .. } = &backends.kind
+        && to < now - millis(stream.retention())
     {
-        tracing::warn!(?retention, "the stream has forgotten the first part: it begins with what it still holds");
+        tracing::warn!(retention = ?stream.retention(), "the stream has forgotten the first part: it begins with what it still holds");
     }
     if to < now - millis(settings.dedup_window) {
         tracing::warn!(

@@ -37,12 +37,6 @@ pub struct Worker {
     pub ready: Ready,
 }
 
-/// The stream and the table at one time.
-struct Seen {
-    shards: Vec<Shard>,
-    leases: Vec<Lease>,
-}
-
 struct Scan {
     balancer: Balancer,
     /// All rows as they were last seen, should one of them be deleted under its owner.
@@ -88,7 +82,7 @@ impl Worker {
                             stop.cancel();
                             break;
                         }
-                        Ok((plan, seen)) => self.act(&mut scan, plan, &seen, &stop).await,
+                        Ok((plan, family)) => self.act(&mut scan, plan, &family, &stop).await,
                         Err(error) => Err(error),
                     };
                     self.observe(&scan, result);
@@ -110,21 +104,22 @@ impl Worker {
     }
 
     /// Looks at leases and shards, makes rows for new shards, and decides what to take or ask for.
-    async fn look(&self, scan: &mut Scan) -> Result<(Plan, Seen), BackendError> {
+    /// Answers that, and the family of all shards.
+    async fn look(&self, scan: &mut Scan) -> Result<(Plan, Vec<Shard>), BackendError> {
         let mut leases = self.leases.list().await?;
         let shards = self.common.stream.shards().await?;
         if self.create_missing(scan, &leases, &shards).await? {
             leases = self.leases.list().await?;
         }
         scan.checkpoints.extend(leases.iter().map(|lease| (lease.shard.clone(), lease.checkpoint.clone())));
-        scan.checkpoints.retain(|id, _| {
-            shards.iter().any(|shard| shard.id == *id) || leases.iter().any(|lease| lease.shard == *id)
-        });
+        let listed = shards.iter().map(|shard| &shard.id);
+        let known: HashSet<&ShardId> = listed.chain(leases.iter().map(|lease| &lease.shard)).collect();
+        scan.checkpoints.retain(|id, _| known.contains(id));
         self.end_unlisted(scan, &leases, &shards).await;
         let held: BTreeSet<ShardId> = scan.held.values().cloned().collect();
         let plan = scan.balancer.plan(&leases, &shards, &held);
         scan.open = plan.open;
-        Ok((plan, Seen { shards, leases }))
+        Ok((plan, lineage::family(&shards, &leases)))
     }
 
     /// Takes and asks for leases. Not to be dropped half way: a claim that lands unseen would leave a lease without a
@@ -133,7 +128,7 @@ impl Worker {
         &self,
         scan: &mut Scan,
         plan: Plan,
-        seen: &Seen,
+        family: &[Shard],
         stop: &CancellationToken,
     ) -> Result<(), BackendError> {
         let mut result = Ok(());
@@ -152,7 +147,7 @@ impl Worker {
                     let shard = lease.shard.clone();
                     let from = from.as_ref().map(tracing::field::display);
                     tracing::info!(%shard, from, checkpoint = %lease.checkpoint, "lease taken");
-                    let task = scan.tasks.spawn(self.shard_task(lease, seen, claimed_at, stop.child_token()));
+                    let task = scan.tasks.spawn(self.shard_task(lease, family, claimed_at, stop.child_token()));
                     scan.held.insert(task.id(), shard);
                 }
                 Ok(None) => {}
@@ -219,12 +214,12 @@ impl Worker {
     fn shard_task(
         &self,
         lease: Lease,
-        seen: &Seen,
+        family: &[Shard],
         claimed_at: Instant,
         stop: CancellationToken,
     ) -> impl Future<Output = ()> + Send + 'static {
         let shard = lease.shard.clone();
-        let lineage = lineage::of(&shard, &seen.shards, &seen.leases);
+        let lineage = lineage::of(&shard, family);
         let leases = Arc::clone(&self.leases);
         let (mut keeper, fence, checkpoint) =
             Keeper::new(Arc::clone(&leases), lease, claimed_at, self.failover, stop.clone());

@@ -5,27 +5,14 @@
 set -uo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
-tools=$(cd "$here/../.." && pwd)/target/tools
+root=$(cd "$here/../.." && pwd)
+tools=$root/target/tools
 failed=0
-
-# The copy of the list of versions is made last: it says that the installation is complete.
-moto() {
-    cmp -s "$here/requirements.txt" "$tools/moto/requirements.txt" && return
-    rm -rf "$tools/moto" &&
-        python3 -m venv "$tools/moto" &&
-        "$tools/moto/bin/pip" install --quiet --disable-pip-version-check -r "$here/requirements.txt" &&
-        cp "$here/requirements.txt" "$tools/moto/requirements.txt"
-}
-
-kinesis_local() {
-    cmp -s "$here/js/package-lock.json" "$tools/kinesis/installed-lock.json" && return
-    mkdir -p "$tools/kinesis" &&
-        cp "$here/js/package.json" "$here/js/package-lock.json" "$tools/kinesis/" &&
-        (cd "$tools/kinesis" && npm ci --silent --ignore-scripts --no-audit --no-fund) &&
-        cp "$here/js/package-lock.json" "$tools/kinesis/installed-lock.json"
-}
+. "$root/.ci/tools.sh"
 
 mkdir -p "$tools"
-moto || { echo "setup: moto could not be installed in $tools/moto" >&2; failed=1; }
-kinesis_local || { echo "setup: kinesis-local could not be installed in $tools/kinesis" >&2; failed=1; }
+from_pypi "$tools/moto" "$here/requirements.txt" ||
+    { echo "setup: moto could not be installed in $tools/moto" >&2; failed=1; }
+from_npm "$tools/kinesis" "$here/js" ||
+    { echo "setup: kinesis-local could not be installed in $tools/kinesis" >&2; failed=1; }
 [ "${CI:-}" != true ] || exit $failed

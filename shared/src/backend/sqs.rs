@@ -158,6 +158,37 @@ impl SqsDeadLetters {
         }
     }
 
+    /// Deletes a batch; entries that fail alone are tried again, and the others are not.
+    async fn delete_batch(&self, receipts: &[&String]) -> Result<(), BackendError> {
+        let entries = receipts.iter().enumerate().map(|(id, receipt)| {
+            let entry = DeleteMessageBatchRequestEntry::builder().id(id.to_string()).receipt_handle(*receipt);
+            entry.build().map_err(build_error)
+        });
+        let mut entries = entries.collect::<Result<Vec<_>, _>>()?;
+        let mut backoff = BACKOFF.into_iter();
+        loop {
+            let request = self.client.delete_message_batch().queue_url(&self.queue_url);
+            let answer = request.set_entries(Some(entries.clone())).send().await;
+            let answer = answer.map_err(|error| self.error("deleting", &error))?;
+            // A receipt that is unknown, malformed or out of date is the sender's fault.
+            let is_settled = |id: &str| {
+                answer.successful().iter().any(|deleted| deleted.id() == id)
+                    || answer.failed().iter().any(|failed| failed.id() == id && failed.sender_fault())
+            };
+            entries.retain(|entry| !is_settled(entry.id()));
+            if entries.is_empty() {
+                return Ok(());
+            }
+            let Some(delay) = backoff.next() else {
+                let (queue, count) = (&self.queue_url, entries.len());
+                return Err(BackendError::Unavailable(format!(
+                    "dead-letter queue {queue:?}: {count} letters were not deleted"
+                )));
+            };
+            sleep(Duration::from_millis(delay)).await;
+        }
+    }
+
     async fn send_all(&self, letters: &[DeadLetter]) -> Result<(), BackendError> {
         let mut batch = Batch::default();
         for letter in letters {
@@ -229,33 +260,7 @@ impl DeadLetters for SqsDeadLetters {
     async fn delete(&self, receipts: &[String]) -> Result<(), BackendError> {
         let receipts: Vec<_> = receipts.iter().filter(|receipt| !receipt.is_empty()).collect();
         for receipts in receipts.chunks(BATCH) {
-            let entries = receipts.iter().enumerate().map(|(id, receipt)| {
-                let entry = DeleteMessageBatchRequestEntry::builder().id(id.to_string()).receipt_handle(*receipt);
-                entry.build().map_err(build_error)
-            });
-            let mut entries = entries.collect::<Result<Vec<_>, _>>()?;
-            let mut backoff = BACKOFF.into_iter();
-            loop {
-                let request = self.client.delete_message_batch().queue_url(&self.queue_url);
-                let answer = request.set_entries(Some(entries.clone())).send().await;
-                let answer = answer.map_err(|error| self.error("deleting", &error))?;
-                // A receipt that is unknown, malformed or out of date is the sender's fault.
-                let is_settled = |id: &str| {
-                    answer.successful().iter().any(|deleted| deleted.id() == id)
-                        || answer.failed().iter().any(|failed| failed.id() == id && failed.sender_fault())
-                };
-                entries.retain(|entry| !is_settled(entry.id()));
-                if entries.is_empty() {
-                    break;
-                }
-                let Some(delay) = backoff.next() else {
-                    let (queue, count) = (&self.queue_url, entries.len());
-                    return Err(BackendError::Unavailable(format!(
-                        "dead-letter queue {queue:?}: {count} letters were not deleted"
-                    )));
-                };
-                sleep(Duration::from_millis(delay)).await;
-            }
+            self.delete_batch(receipts).await?;
         }
         Ok(())
     }

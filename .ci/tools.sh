@@ -1,0 +1,20 @@
+# Sourced by the scripts that install pinned tools of the tests under target/tools. Quick where they are installed
+# already: the copy of the list of versions is made last, and says that the installation is complete.
+
+# from_pypi DIRECTORY LIST: a virtual environment with the packages of a requirements.txt.
+from_pypi() {
+    cmp -s "$2" "$1/requirements.txt" && return
+    rm -rf "$1" &&
+        python3 -m venv "$1" &&
+        "$1/bin/pip" install --quiet --disable-pip-version-check -r "$2" &&
+        cp "$2" "$1/requirements.txt"
+}
+
+# from_npm DIRECTORY SOURCE: the packages of SOURCE/package-lock.json.
+from_npm() {
+    cmp -s "$2/package-lock.json" "$1/installed-lock.json" && return
+    mkdir -p "$1" &&
+        cp "$2/package.json" "$2/package-lock.json" "$1/" &&
+        (cd "$1" && npm ci --silent --ignore-scripts --no-audit --no-fund) &&
+        cp "$2/package-lock.json" "$1/installed-lock.json"
+}
