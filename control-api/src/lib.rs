@@ -1,0 +1,1 @@
+//! The admin API of metering: meters, usage, cancellation, ingestion, dead letters, customers.

@@ -1,0 +1,1 @@
+//! The API over real sockets, against the sandbox that stands in for Amberflo.
