@@ -1,1 +1,3 @@
 //! The admin API of metering: meters, usage, cancellation, ingestion, dead letters, customers.
+
+pub mod problem;
