@@ -7,14 +7,16 @@ use std::time::Duration;
 use serde_json::json;
 use shared::backend::local::LocalStore;
 use shared::backend::{Checkpoint, DeadLetters, Lease, Leases, Position, ShardId};
+use shared::backends::{Backends, Kind};
 use shared::clock::{Clock, millis};
 use shared::dead_letter::DeadLetter;
 use shared::redrive;
 use shared::service::{self, ConfigError};
+use shared::settings::StreamName;
 use tokio::time::{Instant, sleep};
 
-use crate::backends::{Backends, Kind};
-use crate::config::{DeadLettersCommand, LeasesCommand, Settings, StreamName};
+use crate::backends;
+use crate::config::{DeadLettersCommand, LeasesCommand, Settings};
 use crate::rewind::rewind;
 
 /// Letters received at a time.
@@ -31,7 +33,7 @@ const EMPTY_ANSWERS: u32 = 3;
 /// When the settings name nothing that works, or the queue or the stream fails.
 pub async fn dead_letters(settings: &Settings, command: DeadLettersCommand) -> anyhow::Result<ExitCode> {
     let backends = open(settings).await?;
-    let queue = backends.dead_letters(settings).await?;
+    let queue = backends.dead_letters(&settings.backends).await?;
     match command {
         DeadLettersCommand::List => each(&backends, &*queue, |_| true, false).await?,
         DeadLettersCommand::Delete { reason, before } => {
@@ -53,13 +55,13 @@ pub async fn dead_letters(settings: &Settings, command: DeadLettersCommand) -> a
 async fn open(settings: &Settings) -> anyhow::Result<Backends> {
     settings.check()?;
     service::init_logs(&settings.logs)?;
-    if let StreamName::Local(directory) = &settings.stream
+    if let StreamName::Local(directory) = &settings.backends.stream
         && !directory.is_dir()
     {
-        let given = &settings.stream;
+        let given = &settings.backends.stream;
         return Err(ConfigError(format!("STREAM: {given}: there is no such directory; give the worker's")).into());
     }
-    Backends::open(settings).await
+    backends::open(settings).await
 }
 
 /// Prints the letters that are meant, and deletes them where that is wanted.
@@ -145,12 +147,12 @@ async fn tell_of_hidden(queue: &dyn DeadLetters, seen: u64) -> anyhow::Result<()
 pub async fn leases(settings: &Settings, command: LeasesCommand) -> anyhow::Result<ExitCode> {
     let backends = open(settings).await?;
     // A mistyped name must not make a table.
-    let leases = backends.leases(&Settings { create_lease_table: false, ..settings.clone() }).await?;
+    let leases = backends::leases(&backends, &Settings { create_lease_table: false, ..settings.clone() }).await?;
     let mut rows = match command {
         LeasesCommand::List => {
             let rows = leases.list().await?;
             if rows.is_empty() {
-                tracing::warn!(stream = %settings.stream, "there are no leases: no worker has run yet");
+                tracing::warn!(stream = %settings.backends.stream, "there are no leases: no worker has run yet");
             }
             rows
         }

@@ -4,6 +4,7 @@
 pub mod amberflo;
 pub mod api_key;
 pub mod backend;
+pub mod backends;
 pub mod clock;
 pub mod dead_letter;
 pub mod event;
@@ -12,3 +13,4 @@ pub mod meter_record;
 pub mod reason;
 pub mod redrive;
 pub mod service;
+pub mod settings;

@@ -1,7 +1,9 @@
 //! What every service needs around its work: logs, metrics, health endpoints, signals, exit codes.
 
+use std::ffi::OsString;
 use std::future::Future;
 use std::net::SocketAddr;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -9,9 +11,12 @@ use std::time::Duration;
 use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::get;
+use clap::Parser;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::net::TcpListener;
 use tracing_subscriber::EnvFilter;
+
+use crate::backend::BackendError;
 
 /// Exit code of a service that stopped for a reason other than a signal.
 pub const EXIT_FAILURE: u8 = 1;
@@ -43,6 +48,31 @@ pub struct LogArgs {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct ConfigError(pub String);
+
+/// Parses a program's arguments.
+///
+/// # Errors
+/// The code to exit with where they are not to be worked with, or ask for help; that is said already.
+pub fn parse<C: Parser>(args: impl IntoIterator<Item = OsString>) -> Result<C, ExitCode> {
+    C::try_parse_from(args).map_err(|error| {
+        let code = if error.use_stderr() { EXIT_CONFIGURATION } else { 0 };
+        let _ = error.print();
+        code.into()
+    })
+}
+
+/// Says in one line why the program ends.
+pub fn failed(program: &str, error: &anyhow::Error) -> ExitCode {
+    eprintln!("{program}: {error:#}");
+    if is_configuration(error) { EXIT_CONFIGURATION.into() } else { EXIT_FAILURE.into() }
+}
+
+fn is_configuration(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.is::<ConfigError>()
+            || matches!(cause.downcast_ref::<BackendError>(), Some(BackendError::Misconfigured(_)))
+    })
+}
 
 /// Sends logs to standard error.
 ///
