@@ -44,11 +44,8 @@ impl Backends {
     pub async fn open(settings: &BackendArgs, retention: Duration) -> anyhow::Result<Self> {
         match &settings.stream {
             StreamName::Local(directory) => {
-                let options = LocalOptions {
-                    retention,
-                    max_bytes: settings.local_max_bytes.as_u64(),
-                    ..LocalOptions::default()
-                };
+                let options =
+                    LocalOptions { retention, max_bytes: settings.local_max_bytes.as_u64(), ..LocalOptions::default() };
                 let store = LocalStore::open(directory, options);
                 let store = store.with_context(|| format!("STREAM: {}", settings.stream))?;
                 Ok(Self { stream: Arc::new(store.clone()), kind: Kind::Local(store) })
