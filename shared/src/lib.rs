@@ -6,6 +6,7 @@ pub mod api_key;
 pub mod backend;
 pub mod clock;
 pub mod dead_letter;
+pub mod dead_letters;
 pub mod event;
 mod json;
 pub mod meter_record;
