@@ -62,21 +62,20 @@ pub(crate) struct Customers(BTreeMap<String, Customer>);
 impl Customers {
     /// That an existing id is refused is assumed, for Amberflo's SDKs never try it: they read first, then update.
     fn create(&mut self, mut customer: Customer, now_millis: i64) -> Result<Customer, Answer> {
-        let id = checked(&customer)?;
-        let stage = stage(&customer)?.unwrap_or(STAGES[0]);
+        let (id, stage) = checked(&customer)?;
         if self.0.contains_key(&id) {
             return Err(Answer::bad_request(format!("Customer already exists with customerId: {id}")));
         }
         customer.insert("createTime".to_owned(), now_millis.into());
-        Ok(self.store(id, customer, stage, now_millis))
+        Ok(self.store(id, customer, stage.unwrap_or(STAGES[0]), now_millis))
     }
 
     /// Replaces the customer: what the client leaves out is gone, but for the stage.
     fn update(&mut self, mut customer: Customer, now_millis: i64) -> Result<Customer, Answer> {
-        let id = checked(&customer)?;
+        let (id, wanted) = checked(&customer)?;
         let stored = self.0.get(&id).ok_or_else(|| not_found(&id))?;
         let from = stage(stored)?.unwrap_or(STAGES[0]);
-        let to = stage(&customer)?.unwrap_or(from);
+        let to = wanted.unwrap_or(from);
         if place(to) < place(from) {
             return Err(backward(from, to));
         }
@@ -109,8 +108,8 @@ impl Customers {
     }
 }
 
-/// The id of a customer that has all it needs.
-fn checked(customer: &Customer) -> Result<String, Answer> {
+/// The id and the stage of a customer that has all it needs.
+fn checked(customer: &Customer) -> Result<(String, Option<&'static str>), Answer> {
     let id = required(customer, "customerId")?;
     required(customer, "customerName")?;
     optional(customer, "customerEmail")?;
@@ -123,7 +122,7 @@ fn checked(customer: &Customer) -> Result<String, Answer> {
         return Err(Answer::bad_request("traits is not an object of strings"));
     }
     match customer.get("enabled") {
-        None | Some(Value::Bool(_)) => Ok(id),
+        None | Some(Value::Bool(_)) => Ok((id, stage(customer)?)),
         Some(_) => Err(Answer::bad_request("enabled is not a boolean")),
     }
 }

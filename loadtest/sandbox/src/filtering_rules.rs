@@ -1,7 +1,7 @@
 //! `POST /ingest-snapshot/custom-filtering-rules`: rules that cancel events.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -82,7 +82,7 @@ impl FilteringRules {
     }
 
     /// Whether an event of this meter, ingested at this wall time, is cancelled.
-    pub(crate) fn cancel(&self, meter_api_name: &str, ingested: std::time::SystemTime) -> bool {
+    pub(crate) fn cancel(&self, meter_api_name: &str, ingested: SystemTime) -> bool {
         let ingested = ingested.duration_since(UNIX_EPOCH).unwrap_or_default();
         let cancels = |rule: &Rule| rule.meter_api_name == meter_api_name && (rule.start..rule.end).contains(&ingested);
         self.0.values().any(cancels)
