@@ -222,6 +222,11 @@ fn what_the_patch_does_not_repair_stays_and_says_why() {
         let why_not = refusal(&rejected(&arrived(payload)), &patch);
         assert!(why_not.contains(why), "{payload} {patch}: {why_not}");
     }
+    let wrapped = r#"{"metering:redrive":{"count":1,"uniqueId":"u","meterTimeInMillis":5},"detail":{"tenantId":"t","meterApiName":"m","meterValue":1}}"#;
+    let old = rejected(&arrived(wrapped));
+    assert!(refusal(&old, &json!({"detail": {"d": 1}})).contains("(too_old)"), "the first time is kept, and refused");
+    let timed = json!({"detail": {"meterTimeInMillis": ARRIVED_AT}});
+    assert!(record_with(&old, &timed).contains(r#""meterTimeInMillis":1769860800000,"meterValue":1,"uniqueId":"u""#));
     let not_text = rejected(&arrived(&b"\xff{}"[..]));
     assert!(refusal(&not_text, &json!({})).contains("utf-8"));
 }
