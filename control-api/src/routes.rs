@@ -1,5 +1,6 @@
 //! The endpoints, one file for each kind of thing.
 
+mod dead_letters;
 mod meters;
 
 use std::sync::Arc;
@@ -58,7 +59,11 @@ impl Modify for Access {
 
 /// The endpoints, without what surrounds them, and their description.
 pub fn documented() -> (Router<Arc<App>>, utoipa::openapi::OpenApi) {
-    OpenApiRouter::with_openapi(Documentation::openapi()).routes(routes!(meters::get)).split_for_parts()
+    OpenApiRouter::with_openapi(Documentation::openapi())
+        .routes(routes!(meters::get))
+        .routes(routes!(dead_letters::list, dead_letters::remove))
+        .routes(routes!(dead_letters::redrive))
+        .split_for_parts()
 }
 
 /// `GET /openapi.json`, and `GET /docs`, a page that shows it without asking any other server for anything.

@@ -1,5 +1,6 @@
 //! The API over real sockets, against the sandbox that stands in for Amberflo.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
+mod dead_letters;
 mod harness;
 mod requests;
