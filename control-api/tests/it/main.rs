@@ -3,4 +3,5 @@
 
 mod dead_letters;
 mod harness;
+mod process;
 mod requests;
