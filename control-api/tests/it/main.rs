@@ -1,1 +1,3 @@
 //! The API over real sockets, against the sandbox that stands in for Amberflo.
+
+mod auth;
