@@ -25,7 +25,7 @@ const TEST_ONLY_RSA_KEY: &[u8] = include_bytes!("test-only-rsa-2048.pk8");
 
 pub enum Signer {
     Rsa(Box<RsaKeyPair>),
-    Ec(EcdsaKeyPair),
+    Ec(Box<EcdsaKeyPair>),
     /// The forger's: HMAC with bytes that everybody knows.
     Hmac(Vec<u8>),
     /// `alg: none`.
@@ -46,7 +46,7 @@ impl Key {
         let random = SystemRandom::new();
         let made = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random).unwrap();
         let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, made.as_ref(), &random).unwrap();
-        Self { kid, signer: Signer::Ec(pair) }
+        Self { kid, signer: Signer::Ec(Box::new(pair)) }
     }
 
     pub fn alg(&self) -> &'static str {
