@@ -7,20 +7,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use clap::Parser;
 use shared::amberflo::{Client, HttpTransport};
 use shared::api_key::ApiKeys;
 use shared::backend::local::LocalStore;
-use shared::backend::{BackendError, DeadLetters, Stream};
+use shared::backend::{DeadLetters, Stream};
+use shared::backends::{Kind, api_keys};
 use shared::clock::Clock;
-use shared::service::{self, ConfigError, EXIT_CONFIGURATION, EXIT_FAILURE, Ready};
+use shared::service::{self, EXIT_FAILURE, Ready};
+use shared::settings::StreamName;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::backends::{self, Backends, Kind};
-use crate::config::{Cli, Command, Settings, StreamName};
+use crate::backends;
+use crate::config::{Cli, Command, Settings};
 use crate::context::Common;
 use crate::dedup::KeyBudget;
 use crate::lease::RELEASE_TIMEOUT;
@@ -38,7 +39,7 @@ const IN_ORDER_PER_IN_FLIGHT: usize = 4;
 
 /// Runs the program with these arguments, the first of which is its name.
 pub async fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli: Cli = match parse(args) {
+    let cli: Cli = match service::parse(args) {
         Ok(cli) => cli,
         Err(code) => return code,
     };
@@ -47,53 +48,31 @@ pub async fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Some(Command::Leases(command)) => operator::leases(&cli.settings, command).await,
         None => work(&cli.settings).await,
     };
-    result.unwrap_or_else(|error| failed("ingest-worker", &error))
-}
-
-/// Parses a program's arguments; where they are not to be worked with, or ask for help, that is said already.
-pub(crate) fn parse<C: Parser>(args: impl IntoIterator<Item = OsString>) -> Result<C, ExitCode> {
-    C::try_parse_from(args).map_err(|error| {
-        let code = if error.use_stderr() { EXIT_CONFIGURATION } else { 0 };
-        let _ = error.print();
-        code.into()
-    })
-}
-
-/// Says in one line why the program ends.
-pub(crate) fn failed(program: &str, error: &anyhow::Error) -> ExitCode {
-    eprintln!("{program}: {error:#}");
-    if is_configuration(error) { EXIT_CONFIGURATION.into() } else { EXIT_FAILURE.into() }
-}
-
-fn is_configuration(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        cause.is::<ConfigError>()
-            || matches!(cause.downcast_ref::<BackendError>(), Some(BackendError::Misconfigured(_)))
-    })
+    result.unwrap_or_else(|error| service::failed("ingest-worker", &error))
 }
 
 /// The worker, from its first check to its last release.
 async fn work(settings: &Settings) -> anyhow::Result<ExitCode> {
     settings.check()?;
-    if matches!(settings.stream, StreamName::Kinesis(_)) {
-        settings.queue()?;
+    if matches!(settings.backends.stream, StreamName::Kinesis(_)) {
+        settings.backends.queue()?;
     }
-    let key = settings.key()?;
+    let key = settings.amberflo.key()?;
     service::init_logs(&settings.logs)?;
     let registry = service::init_metrics("ingest-worker")?;
     metrics::describe();
     let mut signals = service::signals()?;
 
-    let keys = backends::api_keys(key).await?;
-    let _lock = match &settings.stream {
-        StreamName::Local(directory) => {
-            Some(LocalStore::try_lock_worker(directory).with_context(|| format!("STREAM: {}", settings.stream))?)
-        }
+    let keys = api_keys(key).await?;
+    let _lock = match &settings.backends.stream {
+        StreamName::Local(directory) => Some(
+            LocalStore::try_lock_worker(directory).with_context(|| format!("STREAM: {}", settings.backends.stream))?,
+        ),
         StreamName::Kinesis(_) => None,
     };
-    let backends = Backends::open(settings).await?;
-    let dead_letters = backends.dead_letters(settings).await?;
-    let leases = backends.leases(settings).await?;
+    let backends = backends::open(settings).await?;
+    let dead_letters = backends.dead_letters(&settings.backends).await?;
+    let leases = backends::leases(&backends, settings).await?;
     let store = match &backends.kind {
         Kind::Local(store) => Some(store.clone()),
         Kind::Aws { .. } => None,
@@ -130,7 +109,7 @@ async fn work(settings: &Settings) -> anyhow::Result<ExitCode> {
         servers.spawn(service::serve(listener, bus, stop.clone().cancelled_owned()));
         background.spawn(async move { store.keep_pruned(PRUNE_INTERVAL).await });
     }
-    let refresh = settings.api_key_refresh;
+    let refresh = settings.amberflo.api_key_refresh;
     background.spawn(async move { keys.refresh_every(refresh).await });
 
     let mut worker = tokio::spawn(worker.run(stop.clone()));
@@ -174,7 +153,7 @@ pub(crate) fn common(
     let clock = Clock::system();
     Ok(Common {
         worker: settings.worker_id(),
-        stream_name: settings.stream.to_string(),
+        stream_name: settings.backends.stream.to_string(),
         stream,
         dead_letters,
         client: Client::new(Box::new(transport), &settings.ingest_url(), keys.subscribe(), clock),
@@ -184,7 +163,7 @@ pub(crate) fn common(
         meters: MeterBudget::new(settings.meter_hourly_budget),
         dedup_keys: KeyBudget::new(settings.dedup_max_keys.get()),
         buffer: Buffer::new(usize::try_from(settings.buffer_max_bytes.as_u64()).unwrap_or(usize::MAX)),
-        rules: settings.event_rules(),
+        rules: settings.events.rules(),
         batch: settings.batch_limits(),
         max_in_flight: settings.max_in_flight.get() as usize,
         max_in_order: IN_ORDER_PER_IN_FLIGHT * settings.max_in_flight.get() as usize,
@@ -201,7 +180,7 @@ fn log_start(settings: &Settings, common: &Common, bus: Option<SocketAddr>, admi
         version = env!("CARGO_PKG_VERSION"),
         worker = %common.worker,
         pid = std::process::id(),
-        stream = %settings.stream,
+        stream = %settings.backends.stream,
         failover = ?settings.failover_time,
         dedup_window = ?settings.dedup_window,
         ingest_url = settings.ingest_url(),

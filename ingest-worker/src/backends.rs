@@ -1,110 +1,35 @@
-//! Opens what the settings name: one file on this machine, or services of AWS. Everything that can be checked before
-//! work begins is checked here.
+//! Opens the table of leases beside the stream and the dead letters.
 
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use aws_config::SdkConfig;
-use shared::api_key::Secret;
-use shared::api_key::{ApiKeys, Source};
+use shared::backend::Leases;
 use shared::backend::dynamodb::DynamoLeases;
-use shared::backend::kinesis::KinesisStream;
-use shared::backend::local::{LocalOptions, LocalStore};
-use shared::backend::sqs::SqsDeadLetters;
-use shared::backend::{DeadLetters, Leases, Stream, aws};
+use shared::backends::{Backends, Kind};
 
-use crate::config::{KeySetting, Settings, StreamName};
+use crate::config::Settings;
 
-/// Where events come from, and what belongs to it.
-pub struct Backends {
-    /// The stream.
-    pub stream: Arc<dyn Stream>,
-    /// Where all else lies.
-    pub kind: Kind,
-}
-
-/// The two kinds of backends.
-pub enum Kind {
-    /// Everything lies in this store.
-    Local(LocalStore),
-    /// Services of AWS.
-    Aws {
-        /// The configuration of all clients.
-        configuration: Box<SdkConfig>,
-        /// The stream.
-        stream: KinesisStream,
-    },
-}
-
-impl Backends {
-    /// Opens the stream.
-    ///
-    /// # Errors
-    /// The setting, and what is wrong with what it names.
-    pub async fn open(settings: &Settings) -> anyhow::Result<Self> {
-        match &settings.stream {
-            StreamName::Local(directory) => {
-                let options = LocalOptions {
-                    retention: settings.local_retention(),
-                    max_bytes: settings.local_max_bytes.as_u64(),
-                    ..LocalOptions::default()
-                };
-                let store = LocalStore::open(directory, options);
-                let store = store.with_context(|| format!("STREAM: {}", settings.stream))?;
-                Ok(Self { stream: Arc::new(store.clone()), kind: Kind::Local(store) })
-            }
-            StreamName::Kinesis(name) => {
-                let configuration = Box::new(aws::configuration(name.region()).await?);
-                let stream = KinesisStream::open(&configuration, &name.to_string()).await.context("STREAM")?;
-                Ok(Self { stream: Arc::new(stream.clone()), kind: Kind::Aws { configuration, stream } })
-            }
-        }
-    }
-
-    /// Opens the dead letters.
-    ///
-    /// # Errors
-    /// As for [`open`](Self::open).
-    pub async fn dead_letters(&self, settings: &Settings) -> anyhow::Result<Arc<dyn DeadLetters>> {
-        match &self.kind {
-            Kind::Local(store) => Ok(Arc::new(store.clone())),
-            Kind::Aws { configuration, stream } => {
-                let queue = SqsDeadLetters::open(configuration, settings.queue()?, stream.retention());
-                Ok(Arc::new(queue.await.context("DEAD_LETTER_QUEUE")?))
-            }
-        }
-    }
-
-    /// Opens the table of leases.
-    ///
-    /// # Errors
-    /// As for [`open`](Self::open).
-    pub async fn leases(&self, settings: &Settings) -> anyhow::Result<Arc<dyn Leases>> {
-        match &self.kind {
-            Kind::Local(store) => Ok(Arc::new(store.clone())),
-            Kind::Aws { configuration, stream } => {
-                let table = DynamoLeases::open(configuration, &settings.lease_table, settings.create_lease_table);
-                let leases = table.await.context("LEASE_TABLE")?.for_stream(stream.identity());
-                // A row that cannot be understood, or is another stream's, is found out now.
-                leases.list().await.context("LEASE_TABLE")?;
-                Ok(Arc::new(leases))
-            }
-        }
-    }
-}
-
-/// Reads the API key for the first time.
+/// Opens the stream.
 ///
 /// # Errors
-/// The setting, and what is wrong with what it names; never the key.
-pub async fn api_keys(key: KeySetting) -> anyhow::Result<ApiKeys> {
-    let source = match key {
-        KeySetting::Value(key) => Source::Setting(key),
-        KeySetting::File(path) => Source::File(path),
-        KeySetting::Secret { name, member } => {
-            let configuration = aws::configuration(None).await?;
-            Source::SecretsManager(Secret::new(&configuration, &name, &member)?)
+/// The setting, and what is wrong with what it names.
+pub async fn open(settings: &Settings) -> anyhow::Result<Backends> {
+    Backends::open(&settings.backends, settings.local_retention()).await
+}
+
+/// Opens the table of leases.
+///
+/// # Errors
+/// The setting, and what is wrong with what it names.
+pub async fn leases(backends: &Backends, settings: &Settings) -> anyhow::Result<Arc<dyn Leases>> {
+    match &backends.kind {
+        Kind::Local(store) => Ok(Arc::new(store.clone())),
+        Kind::Aws { configuration, stream } => {
+            let table = DynamoLeases::open(configuration, &settings.lease_table, settings.create_lease_table);
+            let leases = table.await.context("LEASE_TABLE")?.for_stream(stream.identity());
+            // A row that cannot be understood, or is another stream's, is found out now.
+            leases.list().await.context("LEASE_TABLE")?;
+            Ok(Arc::new(leases))
         }
-    };
-    Ok(ApiKeys::load(source).await?)
+    }
 }

@@ -16,11 +16,12 @@ use clap::Parser;
 use lambda_runtime::{LambdaEvent, service_fn};
 use shared::api_key::ApiKeys;
 use shared::backend::kinesis;
+use shared::backends::api_keys;
 use shared::service::{self, ConfigError};
+use shared::settings::StreamName;
 use tokio::sync::OnceCell;
 
-use crate::backends::Backends;
-use crate::config::{Settings, StreamName};
+use crate::config::Settings;
 use crate::context::Common;
 use crate::{app, backends};
 use event::{Answer, Event};
@@ -42,13 +43,13 @@ struct Cli {
 
 /// Runs the program with these arguments, the first of which is its name.
 pub async fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli: Cli = match app::parse(args) {
+    let cli: Cli = match service::parse(args) {
         Ok(cli) => cli,
         Err(code) => return code,
     };
     match serve(cli).await {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => app::failed("bootstrap", &error),
+        Err(error) => service::failed("bootstrap", &error),
     }
 }
 
@@ -56,13 +57,13 @@ pub async fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 async fn serve(cli: Cli) -> anyhow::Result<()> {
     let Cli { settings, runtime_api } = cli;
     let (settings, stream) = check(settings)?;
-    let key = settings.key()?;
+    let key = settings.amberflo.key()?;
     if runtime_api.is_none() {
         let hint = "`bootstrap` runs inside AWS Lambda, which sets it; elsewhere run `ingest-worker`";
         return Err(ConfigError(format!("AWS_LAMBDA_RUNTIME_API: not set; {hint}")).into());
     }
     service::init_logs(&settings.logs)?;
-    let keys = backends::api_keys(key).await?;
+    let keys = api_keys(key).await?;
     let lambda = Arc::new(Lambda { settings, keys, function: OnceCell::new() });
     if let Some(stream) = stream {
         lambda.function(&stream).await?;
@@ -76,11 +77,11 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
 
 /// Checks the settings; answers the stream that they name, if they do.
 fn check(mut settings: Settings) -> Result<(Settings, Option<kinesis::StreamName>), ConfigError> {
-    let stream = match &settings.stream {
+    let stream = match &settings.backends.stream {
         StreamName::Kinesis(name) => Some(name.clone()),
         local if local.is_default() => {
             // The checks are those of a Kinesis stream, whatever its name.
-            settings.stream = StreamName::Kinesis(
+            settings.backends.stream = StreamName::Kinesis(
                 "named-by-the-event".parse().map_err(|error| ConfigError(format!("STREAM: {error}")))?,
             );
             None
@@ -90,7 +91,7 @@ fn check(mut settings: Settings) -> Result<(Settings, Option<kinesis::StreamName
         }
     };
     settings.check()?;
-    settings.queue()?;
+    settings.backends.queue()?;
     Ok((settings, stream))
 }
 
@@ -121,13 +122,14 @@ impl Lambda {
     /// Opens the stream and the queue once; what fails is tried again with the next event.
     async fn function(&self, stream: &kinesis::StreamName) -> anyhow::Result<&Function> {
         let open = async || {
-            let settings = Settings { stream: StreamName::Kinesis(stream.clone()), ..self.settings.clone() };
-            let backends = Backends::open(&settings).await?;
-            let dead_letters = backends.dead_letters(&settings).await?;
+            let mut settings = self.settings.clone();
+            settings.backends.stream = StreamName::Kinesis(stream.clone());
+            let backends = backends::open(&settings).await?;
+            let dead_letters = backends.dead_letters(&settings.backends).await?;
             let common = app::common(&settings, backends.stream, dead_letters, self.keys.clone())?;
             let common = Arc::new(Common { drain: DRAIN, ..common });
             tracing::info!(version = env!("CARGO_PKG_VERSION"), %stream, ingest_url = settings.ingest_url(), "started");
-            Ok(Function::new(common, stream.name(), settings.api_key_refresh))
+            Ok(Function::new(common, stream.name(), settings.amberflo.api_key_refresh))
         };
         self.function.get_or_try_init(open).await
     }

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
-use ingest_worker::config::StreamName;
 use serde_json::json;
 use shared::backend::kinesis::KinesisStream;
 use shared::backend::local::{LocalOptions, LocalStore};
 use shared::backend::{NewRecord, Stream, aws};
 use shared::clock::Clock;
+use shared::settings::StreamName;
 use tokio::time::{Instant, sleep_until};
 
 use crate::generator::{METERS, TENANTS};

@@ -2,11 +2,14 @@
 //!
 //! Facts about the API come from Amberflo's public documentation and SDKs; answers are treated as opaque beyond them.
 
+mod call;
+mod http_transport;
+
 use std::fmt;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, Request, Response, StatusCode};
 use tokio::sync::watch;
@@ -14,13 +17,13 @@ use tokio::time::Instant;
 
 use crate::api_key::ApiKey;
 use crate::clock::Clock;
+pub use call::{Call, InvalidSegment, Segment};
+pub use http_transport::HttpTransport;
 
 /// A `Retry-After` counts for at most this long.
 pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
-/// An answer to ingestion is a line; anything longer is cut, never buffered.
-const MAX_ANSWER_BYTES: usize = 64 * 1024;
 /// How much of an answer goes into errors and dead letters.
 const EXCERPT_CHARS: usize = 500;
 
@@ -42,6 +45,9 @@ pub enum TransportError {
     /// The connection failed, or broke before the answer was complete.
     #[error("connection failed: {0}")]
     Connect(String),
+    /// The answer is longer than the transport takes, in bytes.
+    #[error("the answer is longer than {0} bytes")]
+    TooLong(usize),
 }
 
 /// What to do after a failed request.
@@ -68,6 +74,8 @@ pub struct ApiError {
     pub answer: String,
     /// What to do.
     pub decision: Decision,
+    /// Whether the answer did not come in time: what was asked for may be done all the same.
+    pub timed_out: bool,
 }
 
 impl fmt::Display for ApiError {
@@ -91,22 +99,17 @@ pub struct Ingested {
 /// Talks to one Amberflo account.
 pub struct Client {
     transport: Box<dyn Transport>,
-    ingest_url: String,
+    base_url: String,
     key: watch::Receiver<ApiKey>,
     clock: Clock,
 }
 
 impl Client {
-    /// A client for the ingest endpoint below `ingest_base_url`, using the newest key that `key` shows.
+    /// A client for the endpoints below `base_url`, using the newest key that `key` shows. (Ingestion has a base URL of
+    /// its own.)
     #[must_use]
-    pub fn new(
-        transport: Box<dyn Transport>,
-        ingest_base_url: &str,
-        key: watch::Receiver<ApiKey>,
-        clock: Clock,
-    ) -> Self {
-        let ingest_url = format!("{}/ingest", ingest_base_url.trim_end_matches('/'));
-        Self { transport, ingest_url, key, clock }
+    pub fn new(transport: Box<dyn Transport>, base_url: &str, key: watch::Receiver<ApiKey>, clock: Clock) -> Self {
+        Self { transport, base_url: base_url.trim_end_matches('/').to_owned(), key, clock }
     }
 
     /// Sends a gzipped JSON array of records.
@@ -114,20 +117,27 @@ impl Client {
     /// # Errors
     /// An [`ApiError`] for every answer but a 2xx that Amberflo can have sent.
     pub async fn ingest(&self, gzipped: Bytes) -> Result<Ingested, ApiError> {
-        let mut request = Request::new(gzipped);
-        *request.method_mut() = http::Method::POST;
-        *request.uri_mut() = self.ingest_url.parse().map_err(|error| ApiError {
+        let mut request = self.request(http::Method::POST, "/ingest", gzipped)?;
+        request.headers_mut().insert(CONTENT_ENCODING, http::HeaderValue::from_static("gzip"));
+        let answer = self.exchange("ingest", request).await?;
+        Ok(Ingested { records: leading_number(answer.body()) })
+    }
+
+    fn request(&self, method: http::Method, path_and_query: &str, body: Bytes) -> Result<Request<Bytes>, ApiError> {
+        let url = format!("{}{path_and_query}", self.base_url);
+        let mut request = Request::new(body);
+        *request.method_mut() = method;
+        *request.uri_mut() = url.parse().map_err(|error| ApiError {
             status: None,
-            answer: format!("invalid ingest URL: {error}"),
+            answer: format!("invalid URL: {error}"),
             decision: Decision::Pause,
+            timed_out: false,
         })?;
         let key = self.key.borrow().header();
         let headers = request.headers_mut();
         headers.insert(API_KEY, key);
         headers.insert(CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
-        headers.insert(CONTENT_ENCODING, http::HeaderValue::from_static("gzip"));
-        let answer = self.exchange("ingest", request).await?;
-        Ok(Ingested { records: leading_number(answer.body()) })
+        Ok(request)
     }
 
     async fn exchange(&self, operation: &'static str, request: Request<Bytes>) -> Result<Response<Bytes>, ApiError> {
@@ -139,7 +149,7 @@ impl Client {
             Ok(answer) if answer.status().is_server_error() => "5xx",
             Ok(_) => "4xx",
             Err(TransportError::Timeout(_)) => "timeout",
-            Err(TransportError::Connect(_)) => "connect",
+            Err(TransportError::Connect(_) | TransportError::TooLong(_)) => "connect",
         };
         metrics::counter!("amberflo_requests_total", "operation" => operation, "outcome" => outcome).increment(1);
         metrics::histogram!("amberflo_request_duration_seconds", "operation" => operation)
@@ -148,13 +158,15 @@ impl Client {
             status: None,
             answer: error.to_string(),
             decision: Decision::Backoff(None),
+            timed_out: matches!(error, TransportError::Timeout(_)),
         })?;
         let decision = match decide(&answer, self.clock) {
             None => return Ok(answer),
             Some(decision) => decision,
         };
         let text = String::from_utf8_lossy(answer.body());
-        Err(ApiError { status: Some(answer.status()), answer: text.chars().take(EXCERPT_CHARS).collect(), decision })
+        let answer_text = text.chars().take(EXCERPT_CHARS).collect();
+        Err(ApiError { status: Some(answer.status()), answer: answer_text, decision, timed_out: false })
     }
 }
 
@@ -199,66 +211,6 @@ fn leading_number(answer: &[u8]) -> Option<u64> {
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, rest) = text.split_at(end);
     rest.trim_start().starts_with("record").then(|| number.parse().ok())?
-}
-
-/// The transport of production: reqwest on rustls.
-pub struct HttpTransport {
-    client: reqwest::Client,
-    timeout: Duration,
-}
-
-impl HttpTransport {
-    /// A pool of kept-alive connections; every exchange takes at most `timeout`.
-    ///
-    /// # Errors
-    /// When the system's TLS roots cannot be loaded.
-    pub fn new(timeout: Duration) -> Result<Self, reqwest::Error> {
-        // Fails only where a provider is installed already, which is as good.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = reqwest::Client::builder()
-            .user_agent(concat!("sbt-amberflo-metering/", env!("CARGO_PKG_VERSION")))
-            .redirect(reqwest::redirect::Policy::none())
-            .timeout(timeout)
-            .connect_timeout(timeout.min(Duration::from_secs(10)))
-            .tcp_nodelay(true)
-            .build()?;
-        Ok(Self { client, timeout })
-    }
-
-    fn error(&self, error: reqwest::Error) -> TransportError {
-        if error.is_timeout() {
-            return TransportError::Timeout(self.timeout);
-        }
-        // reqwest's own text stops at the first cause; the reason stands in the last one.
-        let error = error.without_url();
-        let mut text = error.to_string();
-        let mut cause = std::error::Error::source(&error);
-        while let Some(inner) = cause {
-            text = format!("{text}: {inner}");
-            cause = inner.source();
-        }
-        TransportError::Connect(text)
-    }
-}
-
-#[async_trait]
-impl Transport for HttpTransport {
-    async fn exchange(&self, request: Request<Bytes>) -> Result<Response<Bytes>, TransportError> {
-        let request = request.try_into().map_err(|error| self.error(error))?;
-        let mut answer = self.client.execute(request).await.map_err(|error| self.error(error))?;
-        let mut body = BytesMut::new();
-        while let Some(chunk) = answer.chunk().await.map_err(|error| self.error(error))? {
-            let room = MAX_ANSWER_BYTES - body.len();
-            body.extend_from_slice(&chunk[..chunk.len().min(room)]);
-            if body.len() == MAX_ANSWER_BYTES {
-                break;
-            }
-        }
-        let mut response = Response::new(body.freeze());
-        *response.status_mut() = answer.status();
-        *response.headers_mut() = std::mem::take(answer.headers_mut());
-        Ok(response)
-    }
 }
 
 #[cfg(test)]

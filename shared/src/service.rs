@@ -1,7 +1,9 @@
 //! What every service needs around its work: logs, metrics, health endpoints, signals, exit codes.
 
+use std::ffi::OsString;
 use std::future::Future;
 use std::net::SocketAddr;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -9,14 +11,20 @@ use std::time::Duration;
 use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::get;
+use clap::Parser;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::net::TcpListener;
 use tracing_subscriber::EnvFilter;
+
+use crate::backend::BackendError;
 
 /// Exit code of a service that stopped for a reason other than a signal.
 pub const EXIT_FAILURE: u8 = 1;
 /// Exit code of a service that was given settings it cannot work with.
 pub const EXIT_CONFIGURATION: u8 = 2;
+
+/// Lets audit lines through.
+const AUDIT: &str = "audit=info";
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -44,6 +52,31 @@ pub struct LogArgs {
 #[error("{0}")]
 pub struct ConfigError(pub String);
 
+/// Parses a program's arguments.
+///
+/// # Errors
+/// The code to exit with where they are not to be worked with, or ask for help; that is said already.
+pub fn parse<C: Parser>(args: impl IntoIterator<Item = OsString>) -> Result<C, ExitCode> {
+    C::try_parse_from(args).map_err(|error| {
+        let code = if error.use_stderr() { EXIT_CONFIGURATION } else { 0 };
+        let _ = error.print();
+        code.into()
+    })
+}
+
+/// Says in one line why the program ends.
+pub fn failed(program: &str, error: &anyhow::Error) -> ExitCode {
+    eprintln!("{program}: {error:#}");
+    if is_configuration(error) { EXIT_CONFIGURATION.into() } else { EXIT_FAILURE.into() }
+}
+
+fn is_configuration(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.is::<ConfigError>()
+            || matches!(cause.downcast_ref::<BackendError>(), Some(BackendError::Misconfigured(_)))
+    })
+}
+
 /// Sends logs to standard error.
 ///
 /// # Errors
@@ -55,6 +88,11 @@ pub fn init_logs(args: &LogArgs) -> Result<(), ConfigError> {
     let filter = filter.unwrap_or_else(|| "info".to_owned());
     let parsed = EnvFilter::try_new(&filter)
         .map_err(|error| ConfigError(format!("LOG: {filter:?} is not a log filter ({error}); try info or debug")))?;
+    // Audit lines are records, not diagnostics: a filter that does not name them does not drop them.
+    let parsed = match AUDIT.parse() {
+        Ok(audit) if !filter.contains("audit=") => parsed.add_directive(audit),
+        _ => parsed,
+    };
     let builder = tracing_subscriber::fmt().with_env_filter(parsed).with_writer(std::io::stderr);
     match args.log_format {
         LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),

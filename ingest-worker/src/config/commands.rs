@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 use shared::reason::Reason;
 
 use super::Settings;
-use super::values::{reason, time};
+use shared::settings::{reason, time};
 
 /// Moves usage events from a stream to Amberflo: deduplicated, batched, inside its limits, nothing lost.
 ///

@@ -1,0 +1,200 @@
+//! Calls of Amberflo on behalf of a caller: repeated where that is safe, and their failures in the caller's terms.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, StatusCode};
+use serde::Serialize;
+use serde_json::value::RawValue;
+use shared::amberflo::{ApiError, Call, Client, Decision, HttpTransport, Segment};
+use shared::api_key::ApiKeys;
+use shared::clock::Clock;
+use shared::service::Ready;
+use tokio::time::{Instant, sleep};
+
+use crate::problem::Problem;
+
+/// The largest answer that is passed on: a query of usage answers at most 6 MB.
+/// Source: Amberflo's documented guardrails.
+const MAX_ANSWER_BYTES: usize = 16 << 20;
+/// The waits before a call is made again.
+const WAITS: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(1)];
+/// A `Retry-After` up to this is waited for where the call may be repeated; a longer one is the caller's to wait for.
+const MAX_WAIT: Duration = Duration::from_secs(2);
+
+/// Amberflo, as the handlers see it.
+pub struct Amberflo {
+    client: Client,
+    keys: ApiKeys,
+    ready: Ready,
+    timeout: Duration,
+}
+
+impl Amberflo {
+    /// Calls the API below `base_url`. A caller gets an answer within `timeout`: an attempt may take a third of it.
+    /// `ready` is false while Amberflo refuses our key.
+    ///
+    /// # Errors
+    /// When the system's TLS roots cannot be loaded.
+    pub fn new(base_url: &str, keys: ApiKeys, ready: Ready, timeout: Duration) -> anyhow::Result<Self> {
+        let transport = HttpTransport::new(timeout / 3)?.with_whole_answers(MAX_ANSWER_BYTES);
+        let client = Client::new(Box::new(transport), base_url, keys.subscribe(), Clock::system());
+        Ok(Self { client, keys, ready, timeout })
+    }
+
+    /// `GET path/id?query`.
+    ///
+    /// # Errors
+    /// What the caller is to be told.
+    pub async fn get(
+        &self,
+        operation: &'static str,
+        path: &'static str,
+        id: Option<&Segment>,
+        query: &[(&str, &str)],
+    ) -> Result<Bytes, Problem> {
+        self.repeatable(&Call { operation, method: Method::GET, path, id, query, body: Bytes::new() }).await
+    }
+
+    /// A call with a JSON body that does the same however often it is made.
+    ///
+    /// # Errors
+    /// What the caller is to be told.
+    pub async fn send_repeatable(
+        &self,
+        operation: &'static str,
+        method: Method,
+        path: &'static str,
+        body: &impl Serialize,
+    ) -> Result<Bytes, Problem> {
+        self.repeatable(&Call { operation, method, path, id: None, query: &[], body: json(body)? }).await
+    }
+
+    /// A call with a JSON body that must not be made twice: one whose answer is lost may have been carried out.
+    ///
+    /// # Errors
+    /// What the caller is to be told.
+    pub async fn send_once(
+        &self,
+        operation: &'static str,
+        method: Method,
+        path: &'static str,
+        body: &impl Serialize,
+    ) -> Result<Bytes, Problem> {
+        self.once(&Call { operation, method, path, id: None, query: &[], body: json(body)? }).await
+    }
+
+    /// `DELETE path/id`.
+    ///
+    /// # Errors
+    /// What the caller is to be told.
+    pub async fn delete(&self, operation: &'static str, path: &'static str, id: &Segment) -> Result<Bytes, Problem> {
+        let call = Call { operation, method: Method::DELETE, path, id: Some(id), query: &[], body: Bytes::new() };
+        self.repeatable(&call).await
+    }
+
+    async fn repeatable(&self, call: &Call<'_>) -> Result<Bytes, Problem> {
+        let started = Instant::now();
+        let mut waits = WAITS.into_iter();
+        loop {
+            let error = match self.attempt(call).await {
+                Ok(body) => return Ok(body),
+                Err(error) => error,
+            };
+            let wait = match error.decision {
+                Decision::Backoff(wait) | Decision::SlowDown(wait) => waits.next().map(|least| match wait {
+                    Some(wait) => wait.max(least),
+                    None => least.mul_f64(0.5 + fastrand::f64()),
+                }),
+                Decision::Isolate | Decision::Split | Decision::Pause => None,
+            };
+            match wait {
+                // The next attempt must be able to end in time.
+                Some(wait) if wait <= MAX_WAIT && started.elapsed() + wait + self.timeout / 3 < self.timeout => {
+                    tracing::debug!(operation = call.operation, %error, ?wait, "trying again");
+                    sleep(wait).await;
+                }
+                _ => return Err(problem(&error, true)),
+            }
+        }
+    }
+
+    async fn once(&self, call: &Call<'_>) -> Result<Bytes, Problem> {
+        self.attempt(call).await.map_err(|error| problem(&error, false))
+    }
+
+    /// One attempt, or two where the key has changed since: a call whose key is refused is not carried out.
+    async fn attempt(&self, call: &Call<'_>) -> Result<Bytes, ApiError> {
+        let mut result = self.client.call(call).await;
+        if result.as_ref().is_err_and(is_about_our_key) {
+            let mut keys = self.keys.subscribe();
+            keys.mark_unchanged();
+            self.keys.refresh().await;
+            if keys.has_changed().unwrap_or(false) {
+                result = self.client.call(call).await;
+            }
+        }
+        match &result {
+            Err(error) if is_about_our_key(error) => {
+                tracing::error!(operation = call.operation, %error, "Amberflo refuses our key");
+                self.ready.set(false);
+            }
+            // Only an answer shows that the key is good.
+            Ok(_) => self.ready.set(true),
+            Err(_) => {}
+        }
+        result
+    }
+}
+
+fn is_about_our_key(error: &ApiError) -> bool {
+    matches!(error.status, Some(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN))
+}
+
+fn json(body: &impl Serialize) -> Result<Bytes, Problem> {
+    serde_json::to_vec(body).map(Bytes::from).map_err(|error| Problem::bad_request(format!("the body: {error}")))
+}
+
+/// A failed call in the caller's terms. After a repeatable one the caller may simply try again.
+fn problem(error: &ApiError, is_repeatable: bool) -> Problem {
+    let unknown =
+        if is_repeatable { "" } else { "; it may have been carried out all the same: look before you try again" };
+    match error.status {
+        None if error.timed_out => {
+            Problem::new(StatusCode::GATEWAY_TIMEOUT, format!("Amberflo did not answer in time{unknown}"))
+        }
+        None => Problem::bad_gateway(format!("Amberflo could not be reached: {}{unknown}", error.answer)),
+        Some(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => Problem::bad_gateway(
+            "Amberflo refuses our API key: an operator must set a valid one (AMBERFLO_API_KEY or its secret)",
+        ),
+        Some(StatusCode::TOO_MANY_REQUESTS) => {
+            let Decision::SlowDown(wait) = error.decision else { return too_many(error) };
+            too_many(error).with_retry_after(Some(wait.unwrap_or(Duration::from_secs(1))))
+        }
+        Some(status) if status.is_client_error() => Problem::new(status, format!("Amberflo: {}", error.answer)),
+        Some(status) if status.is_server_error() => {
+            Problem::bad_gateway(format!("Amberflo answered {status}: {}{unknown}", error.answer))
+        }
+        // A redirect, or a page where JSON belongs.
+        Some(status) => Problem::bad_gateway(format!(
+            "what answers at AMBERFLO_BASE_URL is not Amberflo's API: it answered {status}{unknown}"
+        )),
+    }
+}
+
+fn too_many(error: &ApiError) -> Problem {
+    Problem::new(StatusCode::TOO_MANY_REQUESTS, format!("Amberflo: too many requests: {}", error.answer))
+}
+
+/// An answer of Amberflo as JSON, untouched: text that is not JSON becomes a string, nothing becomes `{}`.
+pub fn data(body: &Bytes) -> Box<RawValue> {
+    let text = String::from_utf8_lossy(body);
+    let text = text.trim();
+    if text.is_empty() {
+        return RawValue::from_string("{}".to_owned()).unwrap_or_default();
+    }
+    match RawValue::from_string(text.to_owned()) {
+        Ok(json) => json,
+        Err(_) => serde_json::value::to_raw_value(text).unwrap_or_default(),
+    }
+}

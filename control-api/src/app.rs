@@ -1,0 +1,183 @@
+//! The API: settings in, a server until a signal, a drain with a deadline, an exit code out.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use axum::Router;
+use http::StatusCode;
+use shared::api_key::ApiKeys;
+use shared::backend::{DeadLetters, Stream};
+use shared::backends::{Backends, api_keys};
+use shared::clock::Clock;
+use shared::event::EventRules;
+use shared::service::{self, Ready};
+use tokio::sync::OnceCell;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::amberflo::Amberflo;
+use crate::auth::Auth;
+use crate::config::{Cli, ServerArgs, Settings};
+use crate::problem::Problem;
+use crate::{routes, surroundings};
+
+/// What the handlers work with.
+pub struct App {
+    /// Amberflo's API.
+    pub amberflo: Amberflo,
+    /// What an event may be.
+    pub rules: EventRules,
+    /// Tells the time.
+    pub clock: Clock,
+    /// As they were given.
+    pub settings: Settings,
+    /// Mutations that are being carried out: a drain waits for them.
+    pub mutations: TaskTracker,
+    queues: OnceCell<Queues>,
+}
+
+/// The dead letters, and the stream to which they go back.
+pub struct Queues {
+    /// The dead letters.
+    pub dead_letters: Arc<dyn DeadLetters>,
+    /// The stream.
+    pub stream: Arc<dyn Stream>,
+}
+
+impl App {
+    /// Makes what the handlers work with; opens nothing yet.
+    ///
+    /// # Errors
+    /// When the HTTP client cannot start.
+    pub fn new(settings: Settings, keys: ApiKeys, ready: Ready) -> anyhow::Result<Self> {
+        let base_url = &settings.amberflo.amberflo_base_url;
+        let amberflo = Amberflo::new(base_url, keys, ready, settings.limits.request_timeout)
+            .context("the HTTP client cannot start")?;
+        let rules = settings.events.rules();
+        let (mutations, queues) = (TaskTracker::new(), OnceCell::new());
+        Ok(Self { amberflo, rules, clock: Clock::system(), settings, mutations, queues })
+    }
+
+    /// The dead letters and the stream, opened at first use: what has no use for them starts without them.
+    ///
+    /// # Errors
+    /// The setting, and what is wrong with what it names.
+    pub async fn queues(&self) -> anyhow::Result<&Queues> {
+        let open = async || {
+            // Pruning is the worker's: the retention counts for nothing here.
+            let backends = Backends::open(&self.settings.backends, Duration::MAX).await?;
+            let dead_letters = backends.dead_letters(&self.settings.backends).await?;
+            Ok(Queues { dead_letters, stream: backends.stream })
+        };
+        self.queues.get_or_try_init(open).await
+    }
+}
+
+/// The whole API, with all that surrounds the endpoints.
+pub fn router(app: Arc<App>, auth: Auth) -> Router {
+    let (endpoints, documentation) = routes::documented();
+    let endpoints = surroundings::around_endpoints(endpoints, &app, auth);
+    let cors_origins = app.settings.cors_origins.clone();
+    let router = endpoints
+        .merge(routes::documentation(documentation))
+        .fallback(async || Problem::not_found("there is no such endpoint; GET /docs lists those that there are"))
+        .method_not_allowed_fallback(async || {
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this endpoint has no such method; GET /docs lists them")
+        })
+        .with_state(app);
+    surroundings::around_everything(router, &cors_origins)
+}
+
+/// Runs the program with these arguments, the first of which is its name.
+pub async fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli: Cli = match service::parse(args) {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
+    match serve(cli.settings, &cli.server).await {
+        Ok(code) => code,
+        Err(error) => service::failed("control-api", &error),
+    }
+}
+
+/// The server, from its first check to its last answer.
+async fn serve(settings: Settings, server: &ServerArgs) -> anyhow::Result<ExitCode> {
+    settings.check(Some(server.listen))?;
+    let key = settings.amberflo.key()?;
+    service::init_logs(&settings.logs)?;
+    let registry = service::init_metrics("control-api")?;
+    let mut signals = service::signals()?;
+
+    let keys = api_keys(key).await?;
+    let ready = Ready::default();
+    let app = Arc::new(App::new(settings, keys.clone(), ready.clone())?);
+    app.queues().await?;
+    let auth = Auth::new(&app.settings.auth, Some(server.listen), app.settings.cors_origins.clone(), app.clock)?;
+    auth.warm().await;
+    let listener = service::bind("LISTEN", server.listen).await?;
+    let admin_listener = service::bind("ADMIN_LISTEN", server.admin_listen).await?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        pid = std::process::id(),
+        api = format!("http://{}", listener.local_addr()?),
+        admin = format!("http://{}", admin_listener.local_addr()?),
+        stream = %app.settings.backends.stream,
+        amberflo = app.settings.amberflo.amberflo_base_url,
+        "started"
+    );
+
+    let (stop, end) = (CancellationToken::new(), CancellationToken::new());
+    let mut servers = JoinSet::new();
+    let admin = service::admin_router(registry.clone(), ready.clone());
+    servers.spawn(service::serve(admin_listener, admin, end.clone().cancelled_owned()));
+    let mut background = JoinSet::new();
+    background.spawn(service::metrics_upkeep(registry));
+    let refresh = app.settings.amberflo.api_key_refresh;
+    background.spawn(async move { keys.refresh_every(refresh).await });
+    let router = router(Arc::clone(&app), auth);
+    let mutations = app.mutations.clone();
+    let stopped = stop.clone().cancelled_owned();
+    let mut api = tokio::spawn(async move {
+        service::serve(listener, router, stopped).await?;
+        // Those whose caller has gone away.
+        mutations.close();
+        mutations.wait().await;
+        std::io::Result::Ok(())
+    });
+    ready.set(true);
+
+    tokio::select! {
+        Some(signal) = signals.recv() => tracing::info!(signal, "draining"),
+        Some(ended) = servers.join_next() => {
+            ended.context("a server failed")?.context("a server failed")?;
+            anyhow::bail!("a server ended by itself");
+        }
+        Some(ended) = background.join_next() => anyhow::bail!("a background task ended by itself: {ended:?}"),
+        ended = &mut api => {
+            ended.context("the server failed")?.context("the server failed")?;
+            anyhow::bail!("the server ended by itself");
+        }
+    }
+    ready.set(false);
+    stop.cancel();
+    tokio::select! {
+        drained = timeout(server.shutdown_grace, api) => match drained {
+            Ok(ended) => ended.context("the server failed")?.context("the server failed")?,
+            Err(_) => tracing::warn!("requests were still open after SHUTDOWN_GRACE: they are cut off"),
+        },
+        Some(signal) = signals.recv() => {
+            tracing::warn!(signal, "second signal: ending at once");
+            return Ok(service::EXIT_FAILURE.into());
+        }
+    }
+    end.cancel();
+    // Clients that keep a connection open do not hold the process.
+    let _ = timeout(Duration::from_millis(500), async { while servers.join_next().await.is_some() {} }).await;
+    tracing::info!("drained");
+    Ok(ExitCode::SUCCESS)
+}

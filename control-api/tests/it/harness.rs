@@ -1,0 +1,99 @@
+//! A real API on a free port, in front of a sandbox on another.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use amberflo_sandbox::{Sandbox, SandboxConfig};
+use clap::Parser as _;
+use control_api::app::{self, App};
+use control_api::auth::Auth;
+use control_api::config::Cli;
+use reqwest::{Method, RequestBuilder, StatusCode};
+use serde_json::Value;
+use shared::backends::api_keys;
+use shared::service::{self, Ready};
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+
+/// A running API. Everything that it started ends with the test's runtime.
+pub struct Api {
+    /// The stand-in for Amberflo.
+    pub sandbox: Sandbox,
+    /// What the handlers work with.
+    pub app: Arc<App>,
+    /// Where it answers.
+    pub url: String,
+    /// The client that asks it.
+    pub client: reqwest::Client,
+    /// What /ready answers.
+    pub ready: Ready,
+    _directory: TempDir,
+}
+
+impl Api {
+    /// An API whose stream is local, and empty.
+    pub async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// An API with these flags beside those that it needs.
+    pub async fn start_with(flags: &[&str]) -> Self {
+        let sandbox = Sandbox::new(SandboxConfig::default());
+        let listener = listen().await;
+        let amberflo = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(amberflo_sandbox::serve(listener, sandbox.clone(), std::future::pending()));
+
+        let directory = tempfile::tempdir().unwrap();
+        let stream = format!("local:{}", directory.path().display());
+        let mut arguments = vec!["control-api", "--auth=none", "--amberflo-api-key=sandbox-key"];
+        arguments.extend(["--amberflo-base-url", &amberflo, "--stream", &stream]);
+        arguments.extend(flags);
+        let cli = Cli::parse_from(arguments);
+        cli.settings.check(Some(cli.server.listen)).unwrap();
+        let ready = Ready::default();
+        let keys = api_keys(cli.settings.amberflo.key().unwrap()).await.unwrap();
+        let app = Arc::new(App::new(cli.settings, keys, ready.clone()).unwrap());
+        let listener = listen().await;
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let origins = app.settings.cors_origins.clone();
+        let auth = Auth::new(&app.settings.auth, Some(cli.server.listen), origins, app.clock).unwrap();
+        let router = app::router(Arc::clone(&app), auth);
+        tokio::spawn(service::serve(listener, router, std::future::pending()));
+        Self { sandbox, app, url, client: client(), ready, _directory: directory }
+    }
+
+    /// A request, to which a test may add before it is sent.
+    pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.client.request(method, format!("{}{path}", self.url))
+    }
+
+    /// `GET path`: status and JSON.
+    pub async fn get(&self, path: &str) -> (StatusCode, Value) {
+        answer(self.request(Method::GET, path)).await
+    }
+
+    /// A request with a JSON body: status and JSON.
+    pub async fn send(&self, method: Method, path: &str, body: Value) -> (StatusCode, Value) {
+        let request = self.request(method, path).header("content-type", "application/json");
+        answer(request.body(body.to_string())).await
+    }
+}
+
+/// Sends the request; status and JSON of its answer.
+pub async fn answer(request: RequestBuilder) -> (StatusCode, Value) {
+    let response = request.send().await.unwrap();
+    let (status, text) = (response.status(), response.text().await.unwrap());
+    let json = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{status} {text:?}: {error}"));
+    (status, json)
+}
+
+/// A free port on this machine.
+pub async fn listen() -> TcpListener {
+    TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap()
+}
+
+/// An HTTP client.
+pub fn client() -> reqwest::Client {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap()
+}
