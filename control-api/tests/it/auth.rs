@@ -10,7 +10,8 @@ mod token;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn_with_state, map_response};
+use axum::response::Response;
 use axum::routing::get;
 use axum::{Extension, Json, Router};
 use clap::Parser;
@@ -81,7 +82,10 @@ impl Api {
     }
 
     async fn start_behind(auth: Auth, adapter: impl FnOnce(Router) -> Router) -> Self {
-        let router = Router::new().route("/", get(who).post(who)).layer(from_fn_with_state(auth, Auth::authenticate));
+        let router = Router::new()
+            .route("/", get(who).post(who))
+            .layer(from_fn_with_state(auth, Auth::authenticate))
+            .layer(map_response(name_the_refused));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let router = adapter(router);
@@ -144,4 +148,13 @@ impl Answer {
 async fn who(Extension(caller): Extension<Caller>, headers: HeaderMap) -> Json<Value> {
     assert!(!headers.contains_key("authorization") || caller.subject == "local");
     Json(json!({"subject": caller.subject, "client": caller.client, "scopes": caller.scopes}))
+}
+
+/// As the audit line does.
+async fn name_the_refused(mut response: Response) -> Response {
+    if let Some(caller) = response.extensions().get::<Caller>() {
+        let subject = HeaderValue::try_from(&caller.subject).unwrap();
+        response.headers_mut().insert("x-refused", subject);
+    }
+    response
 }

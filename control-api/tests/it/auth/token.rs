@@ -257,6 +257,7 @@ async fn scopes_by_method() {
     let answer = api.call("POST", &key.sign(&issuer.claims())).await;
     answer.refused(403, "insufficient_scope", "scope: the token lacks metering/write");
     assert!(answer.header("www-authenticate").unwrap().ends_with("scope=\"metering/write\""));
+    assert_eq!(answer.header("x-refused"), Some("alice"));
 
     let api = Api::start(auth(&jwt_args(&issuer, &["--scope-write", "w"]), None, &[])).await;
     let token = key.sign(&issuer.claims());
