@@ -1,6 +1,12 @@
 //! The endpoints, one file for each kind of thing.
 
+mod cancel;
+mod meter_deletion;
+mod meter_list;
 mod meters;
+mod time_range;
+mod usage;
+mod usage_events;
 
 use std::sync::Arc;
 
@@ -35,5 +41,10 @@ impl<T: Serialize> Data<T> {
 
 /// All endpoints, without what surrounds them.
 pub fn router() -> OpenApiRouter<Arc<App>> {
-    OpenApiRouter::new().routes(routes!(meters::get))
+    OpenApiRouter::new()
+        .routes(routes!(meter_list::list, meters::create))
+        .routes(routes!(meters::get, meters::update, meter_deletion::delete))
+        .routes(routes!(usage::get))
+        .routes(routes!(usage_events::get))
+        .routes(routes!(cancel::cancel))
 }
