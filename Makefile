@@ -1,12 +1,15 @@
 # `make demo` and `make test` are all a newcomer needs; `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench emulators mutants lint
+.PHONY: help demo dev test bench emulators mutants lint
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: ## the whole job on this machine: emit, break, kill, reconcile
 	cargo run --release --bin loadtest -- demo
+
+dev: ## bus, worker, a stand-in for Amberflo and the control API, until Ctrl-C; options: make dev ARGS=--help
+	cargo run --release --bin loadtest -- dev $(ARGS)
 
 test: ## every suite; the last lines list what ran and what could not
 	./.ci/test
