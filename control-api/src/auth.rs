@@ -123,7 +123,7 @@ impl Rules {
         };
         let reads = matches!(request.method, Method::GET | Method::HEAD);
         match if reads { &self.scope_read } else { &self.scope_write } {
-            Some(needed) if !caller.scopes.contains(needed) => Err(Refusal::Scope(needed.clone())),
+            Some(needed) if !caller.scopes.contains(needed) => Err(Refusal::Scope { needed: needed.clone(), caller }),
             _ => Ok(caller),
         }
     }

@@ -11,3 +11,8 @@ pub mod extract;
 pub mod problem;
 pub mod routes;
 pub mod surroundings;
+
+/// Compiles the README's examples.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;

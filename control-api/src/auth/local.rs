@@ -5,7 +5,6 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use http::header::{HOST, ORIGIN};
 use http::request::Parts;
-use http::uri::Authority;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use super::{Caller, Refusal};
@@ -72,8 +71,13 @@ fn is_loopback_origin(origin: &HeaderValue) -> bool {
     authority.is_some_and(is_loopback_authority)
 }
 
+/// Stricter than URL parsers, which read `[::1]evil.example` as `[::1]`.
 fn is_loopback_authority(text: &str) -> bool {
-    !text.contains('@') && text.parse::<Authority>().is_ok_and(|authority| is_loopback_host(authority.host()))
+    let is_port = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    match text.rsplit_once(':') {
+        Some((host, port)) if is_port(port) => is_loopback_host(host),
+        _ => is_loopback_host(text),
+    }
 }
 
 /// Whether this host of a URL is this machine, whatever a DNS server says.
