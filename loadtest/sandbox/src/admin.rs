@@ -7,8 +7,10 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::faults::Faults;
+use crate::operation::NO_RECORDS;
 use crate::report::{DoubleBilled, LedgerSnapshot, StoredRecord};
 use crate::stats::{LoggedRequest, Stats};
 use crate::{InvalidFault, Sandbox};
@@ -21,6 +23,7 @@ pub(crate) fn routes() -> Router<Sandbox> {
         .route("/faults", get(faults).put(put_faults).delete(delete_faults))
         .route("/events", get(events))
         .route("/double-billed", get(double_billed))
+        .route("/filtering-rules", get(filtering_rules))
         .route("/reset", post(reset))
 }
 
@@ -112,8 +115,7 @@ async fn events(
     Query(query): Query<EventsQuery>,
 ) -> Result<Json<Vec<StoredRecord>>, Refusal> {
     if !sandbox.shared.config.keep_records {
-        let reason = "this sandbox keeps no records: start it with --keep-records";
-        return Err(Refusal(StatusCode::CONFLICT, reason.to_owned()));
+        return Err(Refusal(StatusCode::CONFLICT, NO_RECORDS.to_owned()));
     }
     let wanted = |record: &&StoredRecord| {
         query.unique_id.as_ref().is_none_or(|id| record.unique_id.as_ref() == Some(id))
@@ -122,6 +124,11 @@ async fn events(
     };
     let state = sandbox.lock();
     Ok(Json(state.ledger.records().iter().filter(wanted).take(query.limit).cloned().collect()))
+}
+
+/// By id, as they were sent. The ledger does not follow them: `POST /usage` shows what they leave.
+async fn filtering_rules(State(sandbox): State<Sandbox>) -> Json<Vec<Map<String, Value>>> {
+    Json(sandbox.lock().account.filtering_rules.all().cloned().collect())
 }
 
 async fn reset(State(sandbox): State<Sandbox>) -> StatusCode {

@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
 
-use http::HeaderValue;
+use http::{HeaderValue, Method};
 use serde::{Deserialize, Serialize};
 
 use crate::human;
+use crate::operation::Operation;
 
 /// Everything that can go wrong, all off by default and all combinable.
 ///
@@ -19,13 +20,19 @@ use crate::human;
 /// 5. accepting, where `partial_ingest` drops the tail;
 /// 6. everything accepted: `hang_after`, `fail_after`, `partial_answer`.
 ///
-/// `slow` delays a request after stage 1. A request draws all its random numbers on arrival, so the same requests in
+/// `slow` delays a request after stage 1. The ceilings, limits, `poison` and the partial faults are those of
+/// `POST /ingest`; the keys count everywhere; the other faults hit the requests that `operations` and `methods` name,
+/// where "accepted" means carried out. A request that they hit draws all its random numbers on arrival, so the same requests in
 /// the same order with the same `seed` meet the same faults, whatever other faults are set.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Faults {
     /// Where the random sequence starts.
     pub seed: u64,
+    /// Which operations meet faults: only `POST /ingest` by default.
+    pub operations: BTreeSet<Operation>,
+    /// Which methods meet faults, such as `PUT`; all where it is empty.
+    pub methods: BTreeSet<String>,
 
     /// Answers 429, nothing accepted.
     pub throttle: Trigger,
@@ -89,6 +96,8 @@ impl Default for Faults {
     fn default() -> Self {
         Self {
             seed: 0,
+            operations: BTreeSet::from([Operation::Ingest]),
+            methods: BTreeSet::new(),
             throttle: Trigger::NEVER,
             redirect: Trigger::NEVER,
             html: Trigger::NEVER,
@@ -214,11 +223,21 @@ pub struct InvalidFault {
 }
 
 impl Faults {
+    /// Whether a request of this kind meets faults at all.
+    pub(crate) fn hit(&self, operation: Operation, method: &Method) -> bool {
+        self.operations.contains(&operation) && (self.methods.is_empty() || self.methods.contains(method.as_str()))
+    }
+
     /// Checks the ranges that the types do not.
     ///
     /// # Errors
     /// The first value outside its range.
     pub fn check(&self) -> Result<(), InvalidFault> {
+        ensure(!self.operations.is_empty(), || "operations".into(), "[]", "at least one operation")?;
+        for method in &self.methods {
+            let known = ["GET", "POST", "PUT", "DELETE"].contains(&method.as_str());
+            ensure(known, || "methods".into(), method, "GET, POST, PUT or DELETE")?;
+        }
         for (field, trigger) in [
             ("throttle", self.throttle),
             ("redirect", self.redirect),
@@ -244,7 +263,7 @@ impl Faults {
         ensure(redirects, || "redirect_status".into(), self.redirect_status, "301, 302, 303, 307 or 308")?;
         let location = HeaderValue::from_str(&self.redirect_location).is_ok();
         ensure(location, || "redirect_location".into(), &self.redirect_location, "visible ASCII")?;
-        let limit = self.max_body_bytes.is_none_or(|limit| limit.get() <= crate::ingest::BODY_LIMIT);
+        let limit = self.max_body_bytes.is_none_or(|limit| limit.get() <= crate::attempt::BODY_LIMIT);
         ensure(limit, || "max_body_bytes".into(), self.max_body_bytes.map_or(0, NonZeroUsize::get), "1 to 67108864")?;
         self.poison.iter().enumerate().try_for_each(|(at, poison)| poison.check(at))
     }
@@ -289,7 +308,7 @@ mod tests {
     fn json_round_trips_and_defaults() {
         assert_eq!(serde_json::from_str::<Faults>("{}").unwrap(), Faults::default());
         let json = r#"{"seed":7,"throttle":{"count":3},"retry_after":"2s","latency":{"min":"1ms","max":"1s"},
-            "poison":[{"status":422,"customer_ids":["c1"]}],"requests_per_second":10}"#;
+            "poison":[{"status":422,"customer_ids":["c1"]}],"requests_per_second":10,"operations":["ingest","usage_events"],"methods":["GET"]}"#;
         let faults: Faults = serde_json::from_str(json).unwrap();
         assert_eq!(faults.throttle, Trigger::next(3));
         assert_eq!(faults.retry_after, Some(Duration::from_secs(2)));
@@ -306,6 +325,9 @@ mod tests {
             faults.check().unwrap_err().to_string()
         };
         assert_eq!(wrong(|f| f.throttle.rate = 1.5), "throttle.rate is 1.5, allowed: 0 to 1");
+        assert_eq!(wrong(|f| f.operations.clear()), "operations is [], allowed: at least one operation");
+        let lower_case = |f: &mut Faults| f.methods = BTreeSet::from(["put".to_owned()]);
+        assert_eq!(wrong(lower_case), "methods is put, allowed: GET, POST, PUT or DELETE");
         assert_eq!(wrong(|f| f.slow.rate = f64::NAN), "slow.rate is NaN, allowed: 0 to 1");
         assert_eq!(wrong(|f| f.fail_statuses = vec![503, 404]), "fail_statuses[1] is 404, allowed: 500 to 599");
         assert_eq!(wrong(|f| f.redirect_status = 304), "redirect_status is 304, allowed: 301, 302, 303, 307 or 308");

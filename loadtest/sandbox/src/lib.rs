@@ -1,18 +1,29 @@
-//! A stand-in for Amberflo's ingest endpoint: its rules, its deduplication, and faults on demand.
+//! A stand-in for Amberflo: its rules for ingest, meters, usage, cancelling and customers, its deduplication, and faults
+//! on demand.
 //!
 //! It shares no code with the client it is used to test, so that a misreading of Amberflo's contract in one of them is
 //! not repeated in the other. It is meant for tests (in process, through [`Sandbox::router`]), demos and load runs
 //! (over a socket, through [`serve`]), and keeps an exact ledger of what it would have billed.
 
+mod account;
 mod admin;
 mod armed;
+mod attempt;
+mod billed;
+mod customers;
 mod faults;
+mod filtering_rules;
 mod human;
 mod ingest;
 mod ledger;
+mod meters;
+mod operation;
 mod record;
 mod report;
 mod stats;
+mod time_grouping;
+mod usage;
+mod usage_events;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -26,12 +37,14 @@ use axum::serve::ListenerExt as _;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
+use account::Account;
 use armed::Armed;
 pub use faults::{Faults, InvalidFault, Latency, Poison, RetryAfterFormat, Trigger};
 use ledger::Ledger;
+pub use operation::Operation;
 pub use report::{DoubleBilled, LedgerLine, LedgerSnapshot, StoredRecord, Total};
 use stats::Journal;
-pub use stats::{LoggedRequest, Stats};
+pub use stats::{LoggedRequest, OperationStats, Stats};
 
 /// How long [`serve`] lets open requests finish once its shutdown future completes.
 pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
@@ -42,15 +55,15 @@ pub struct SandboxConfig {
     /// The values of `X-API-KEY` that are accepted, unless [`Faults::valid_keys`] replaces them.
     pub api_keys: BTreeSet<String>,
     /// Keep every billed record whole. Without it only hashes are kept (some 80 bytes an event), and
-    /// [`Sandbox::records`] and [`Sandbox::absorbed_copies`] stay empty.
+    /// [`Sandbox::records`] and [`Sandbox::absorbed_copies`] stay empty and usage cannot be queried.
     pub keep_records: bool,
     /// How many events deduplication remembers, the oldest leaving first; `None` remembers for ever. A forgotten event
     /// also leaves the audit of events billed more than once.
     pub max_remembered: Option<NonZeroUsize>,
     /// How many of the latest requests the request log holds.
     pub request_log: usize,
-    /// The wall time at which the sandbox starts, used in HTTP-date answers and advanced by tokio's clock, so that it
-    /// follows paused time. `None` takes the machine's.
+    /// The wall time at which the sandbox starts, advanced by tokio's clock, so that it follows paused time: used in HTTP-date
+    /// answers, for the times of meters and customers, and as the time of ingestion. `None` takes the machine's.
     pub started_at: Option<SystemTime>,
 }
 
@@ -84,6 +97,7 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     ledger: Ledger,
+    account: Account,
     journal: Journal,
     armed: Armed,
 }
@@ -94,6 +108,7 @@ impl Sandbox {
     pub fn new(config: SandboxConfig) -> Self {
         let state = State {
             ledger: Ledger::new(config.keep_records, config.max_remembered),
+            account: Account::default(),
             journal: Journal::new(config.request_log),
             armed: Armed::new(Faults::default()),
         };
@@ -102,10 +117,15 @@ impl Sandbox {
         Self { shared: Arc::new(shared) }
     }
 
-    /// `POST /ingest`, `GET /health` and the admin endpoints under `/sandbox`.
+    /// Amberflo's endpoints, `GET /health` and the admin endpoints under `/sandbox`.
     pub fn router(&self) -> Router {
         Router::new()
             .route("/ingest", post(ingest::ingest))
+            .merge(meters::routes())
+            .merge(usage::routes())
+            .merge(usage_events::routes())
+            .merge(filtering_rules::routes())
+            .merge(customers::routes())
             .route("/health", get(|| async { "ok" }))
             .nest("/sandbox", admin::routes())
             .with_state(self.clone())
@@ -167,11 +187,12 @@ impl Sandbox {
         self.lock().journal.requests().cloned().collect()
     }
 
-    /// Empties ledger, statistics and request log, and re-arms the faults as [`Sandbox::set_faults`] does. Requests in
+    /// Empties ledger, account (meters, rules, customers), statistics and request log, and re-arms the faults as [`Sandbox::set_faults`] does. Requests in
     /// progress stay counted as in flight.
     pub fn reset(&self) {
         let mut state = self.lock();
         state.ledger = Ledger::new(self.shared.config.keep_records, self.shared.config.max_remembered);
+        state.account = Account::default();
         state.journal.reset();
         state.armed = Armed::new(state.armed.faults().clone());
     }

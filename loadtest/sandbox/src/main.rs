@@ -15,10 +15,11 @@ use tokio::signal::unix::{SignalKind, signal};
 /// A setting or a port that cannot be used; other failures exit with 1.
 const EXIT_UNUSABLE: u8 = 2;
 
-/// A stand-in for Amberflo's ingest endpoint, with its rules, its deduplication, and faults on demand.
+/// A stand-in for Amberflo, with its rules, its deduplication, and faults on demand.
 ///
-/// What it received is at GET /sandbox/ledger, /sandbox/stats, /sandbox/events and /sandbox/double-billed; faults can be
-/// changed while it runs with PUT /sandbox/faults.
+/// It answers POST /ingest, /meters, POST /usage, GET /usage/events, POST /ingest-snapshot/custom-filtering-rules and
+/// /customers. What it received is at GET /sandbox/ledger, /sandbox/stats, /sandbox/events, /sandbox/double-billed and
+/// /sandbox/filtering-rules; faults can be changed while it runs with PUT /sandbox/faults.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Args {
@@ -34,7 +35,7 @@ struct Args {
         hide_env_values = true
     )]
     api_keys: Vec<String>,
-    /// Keep every record, for GET /sandbox/events. Without it, hashes only: some 80 bytes an event.
+    /// Keep every record, for /usage, /usage/events and /sandbox/events. Without it, hashes only: some 80 bytes an event.
     #[arg(long, env = "SANDBOX_KEEP_RECORDS")]
     keep_records: bool,
     /// How many events deduplication remembers; for ever if not given.
@@ -50,7 +51,8 @@ struct Args {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Faults")]
 struct FaultArgs {
-    /// All faults as JSON, as PUT /sandbox/faults takes them; the flags below go on top.
+    /// All faults as JSON, as PUT /sandbox/faults takes them; the flags below go on top. Shares of requests are those of
+    /// POST /ingest unless `operations` names others: meters, usage, usage_events, filtering_rules, customers.
     #[arg(long, env = "SANDBOX_FAULTS", value_parser = |json: &str| Faults::from_json(json.as_bytes()))]
     faults: Option<Faults>,
     /// Where the random sequence starts.

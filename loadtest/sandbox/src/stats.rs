@@ -4,7 +4,10 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use http::Method;
 use serde::Serialize;
+
+use crate::operation::Operation;
 
 /// How many unknown top-level keys are counted by name; the rest count as [`OTHER_KEYS`].
 const UNKNOWN_KEYS_MAX: usize = 100;
@@ -13,7 +16,7 @@ const OTHER_KEYS: &str = "(other)";
 /// The window of request rates.
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Counts since the start or the last reset. Only `POST /ingest` counts as a request.
+/// Counts since the start or the last reset. All but [`Stats::operations`] count `POST /ingest` only.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Stats {
     /// Requests that arrived.
@@ -44,6 +47,23 @@ pub struct Stats {
     pub records_received: u64,
     /// Top-level keys that Amberflo would silently ignore, by name (the first 100 names; the rest as `(other)`).
     pub unknown_keys: BTreeMap<String, u64>,
+    /// The operations other than `POST /ingest` that were asked for.
+    pub operations: BTreeMap<Operation, OperationStats>,
+}
+
+/// Counts of one operation.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct OperationStats {
+    /// Requests that arrived.
+    pub requests: u64,
+    /// The same by method.
+    pub by_method: BTreeMap<String, u64>,
+    /// Requests answered, by status.
+    pub by_status: BTreeMap<u16, u64>,
+    /// Requests whose client went away before the answer.
+    pub abandoned: u64,
+    /// Faults shown, by their field's name in `Faults`.
+    pub by_fault: BTreeMap<&'static str, u64>,
 }
 
 /// One request, as the log keeps it.
@@ -131,8 +151,28 @@ impl Journal {
         self.log.push_back(request);
     }
 
-    pub(crate) fn fault(&mut self, name: &'static str) {
-        *self.stats.by_fault.entry(name).or_default() += 1;
+    /// Counts the arrival of a request other than `POST /ingest`.
+    pub(crate) fn operation_arrives(&mut self, operation: Operation, method: &Method) {
+        let stats = self.stats.operations.entry(operation).or_default();
+        stats.requests += 1;
+        *stats.by_method.entry(method.to_string()).or_default() += 1;
+    }
+
+    /// Counts its end; without a status its client went away first.
+    pub(crate) fn operation_ends(&mut self, operation: Operation, status: Option<u16>) {
+        let stats = self.stats.operations.entry(operation).or_default();
+        match status {
+            Some(status) => *stats.by_status.entry(status).or_default() += 1,
+            None => stats.abandoned += 1,
+        }
+    }
+
+    pub(crate) fn fault(&mut self, operation: Operation, name: &'static str) {
+        let by_fault = match operation {
+            Operation::Ingest => &mut self.stats.by_fault,
+            other => &mut self.stats.operations.entry(other).or_default().by_fault,
+        };
+        *by_fault.entry(name).or_default() += 1;
     }
 
     pub(crate) fn retry_after_until(&mut self, until: Duration) {

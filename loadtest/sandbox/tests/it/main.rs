@@ -3,9 +3,15 @@
 #![expect(clippy::unwrap_used, reason = "clippy.toml allows it in test functions only, not in their helpers")]
 
 mod admin;
+mod customers;
 mod faults;
+mod filtering_rules;
 mod ingest;
+mod meters;
+mod operations;
 mod server;
+mod usage;
+mod usage_events;
 
 use std::io::Write as _;
 
@@ -13,6 +19,7 @@ use amberflo_sandbox::{Faults, Sandbox, SandboxConfig};
 use axum::body::Body;
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt as _;
+use serde_json::Value;
 use tower::ServiceExt as _;
 
 /// An answer, read to its end.
@@ -26,6 +33,18 @@ struct Answer {
 impl Answer {
     fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    /// The body of a success.
+    #[track_caller]
+    fn json(&self) -> Value {
+        assert_eq!((self.status, self.header("content-type")), (StatusCode::OK, "application/json"), "{}", self.body);
+        serde_json::from_str(&self.body).unwrap()
+    }
+
+    /// Status and text of a refusal.
+    fn refusal(&self) -> (u16, &str) {
+        (self.status.as_u16(), &self.body)
     }
 }
 
@@ -58,6 +77,12 @@ async fn send(sandbox: &Sandbox, body: impl Into<Body>) -> Answer {
 
 async fn send_with(sandbox: &Sandbox, headers: &[(&str, &str)], body: impl Into<Body>) -> Answer {
     call(sandbox, "POST", "/ingest", headers, body).await
+}
+
+/// A request with the key, and a JSON body unless it is null.
+async fn api(sandbox: &Sandbox, method: &str, path: &str, body: Value) -> Answer {
+    let body = if body.is_null() { String::new() } else { body.to_string() };
+    call(sandbox, method, path, &[("x-api-key", "sandbox-key")], body).await
 }
 
 async fn call(sandbox: &Sandbox, method: &str, path: &str, headers: &[(&str, &str)], body: impl Into<Body>) -> Answer {
