@@ -5,6 +5,7 @@
 
 pub mod amberflo;
 pub mod app;
+pub mod auth;
 pub mod config;
 pub mod extract;
 pub mod problem;
