@@ -21,6 +21,7 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::amberflo::Amberflo;
+use crate::bus::Bus;
 use crate::config::{Cli, ServerArgs, Settings};
 use crate::problem::Problem;
 use crate::routes;
@@ -29,6 +30,8 @@ use crate::routes;
 pub struct App {
     /// Amberflo's API.
     pub amberflo: Amberflo,
+    /// Where POST /ingest puts events.
+    pub bus: Bus,
     /// What an event may be.
     pub rules: EventRules,
     /// Tells the time.
@@ -56,7 +59,8 @@ impl App {
         let amberflo = Amberflo::new(base_url, keys, ready, settings.limits.request_timeout)
             .context("the HTTP client cannot start")?;
         let rules = settings.events.rules();
-        Ok(Self { amberflo, rules, clock: Clock::system(), settings, queues: OnceCell::new() })
+        let bus = Bus::new(&settings.bus, &settings.backends.stream);
+        Ok(Self { amberflo, bus, rules, clock: Clock::system(), settings, queues: OnceCell::new() })
     }
 
     /// The dead letters and the stream, opened at first use: what has no use for them starts without them.
@@ -112,6 +116,7 @@ async fn serve(settings: Settings, server: &ServerArgs) -> anyhow::Result<ExitCo
     let ready = Ready::default();
     let app = Arc::new(App::new(settings, keys.clone(), ready.clone())?);
     app.queues().await?;
+    app.bus.open().await?;
     let listener = service::bind("LISTEN", server.listen).await?;
     let admin_listener = service::bind("ADMIN_LISTEN", server.admin_listen).await?;
     tracing::info!(

@@ -1,5 +1,6 @@
 //! The endpoints, one file for each kind of thing.
 
+mod ingest;
 mod meters;
 
 use std::sync::Arc;
@@ -35,5 +36,5 @@ impl<T: Serialize> Data<T> {
 
 /// All endpoints, without what surrounds them.
 pub fn router() -> OpenApiRouter<Arc<App>> {
-    OpenApiRouter::new().routes(routes!(meters::get))
+    OpenApiRouter::new().routes(routes!(meters::get)).routes(routes!(ingest::post))
 }
