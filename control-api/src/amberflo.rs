@@ -139,8 +139,9 @@ impl Amberflo {
                 tracing::error!(operation = call.operation, %error, "Amberflo refuses our key");
                 self.ready.set(false);
             }
-            // Only an answer shows that the key is good.
+            // Who looks at what was asked for has let us in.
             Ok(_) => self.ready.set(true),
+            Err(ApiError { status: Some(StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND), .. }) => self.ready.set(true),
             Err(_) => {}
         }
         result

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::Router;
+use http::StatusCode;
 use shared::api_key::ApiKeys;
 use shared::backend::{DeadLetters, Stream};
 use shared::backends::{Backends, api_keys};
@@ -17,14 +18,14 @@ use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use utoipa::OpenApi;
-use utoipa_axum::router::OpenApiRouter;
+use tokio_util::task::TaskTracker;
 
 use crate::amberflo::Amberflo;
+use crate::auth::Auth;
 use crate::bus::Bus;
 use crate::config::{Cli, ServerArgs, Settings};
 use crate::problem::Problem;
-use crate::routes;
+use crate::{routes, surroundings};
 
 /// What the handlers work with.
 pub struct App {
@@ -38,6 +39,8 @@ pub struct App {
     pub clock: Clock,
     /// As they were given.
     pub settings: Settings,
+    /// Mutations that are being carried out: a drain waits for them.
+    pub mutations: TaskTracker,
     queues: OnceCell<Queues>,
 }
 
@@ -60,7 +63,8 @@ impl App {
             .context("the HTTP client cannot start")?;
         let rules = settings.events.rules();
         let bus = Bus::new(&settings.bus, &settings.backends.stream);
-        Ok(Self { amberflo, bus, rules, clock: Clock::system(), settings, queues: OnceCell::new() })
+        let (mutations, queues) = (TaskTracker::new(), OnceCell::new());
+        Ok(Self { amberflo, bus, rules, clock: Clock::system(), settings, mutations, queues })
     }
 
     /// The dead letters and the stream, opened at first use: what has no use for them starts without them.
@@ -78,18 +82,19 @@ impl App {
     }
 }
 
-#[derive(OpenApi)]
-#[openapi(info(title = "Amberflo metering for AWS SBT", license(name = "Apache-2.0", identifier = "Apache-2.0")))]
-struct Documentation;
-
-/// The whole API, with all that surrounds the endpoints; and its description.
-pub fn router(app: Arc<App>) -> (Router, utoipa::openapi::OpenApi) {
-    let (router, documentation) =
-        OpenApiRouter::with_openapi(Documentation::openapi()).merge(routes::router()).split_for_parts();
-    let router = router
+/// The whole API, with all that surrounds the endpoints.
+pub fn router(app: Arc<App>, auth: Auth) -> Router {
+    let (endpoints, documentation) = routes::documented();
+    let endpoints = surroundings::around_endpoints(endpoints, &app, auth);
+    let cors_origins = app.settings.cors_origins.clone();
+    let router = endpoints
+        .merge(routes::documentation(documentation))
         .fallback(async || Problem::not_found("there is no such endpoint; GET /docs lists those that there are"))
+        .method_not_allowed_fallback(async || {
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this endpoint has no such method; GET /docs lists them")
+        })
         .with_state(app);
-    (router, documentation)
+    surroundings::around_everything(router, &cors_origins)
 }
 
 /// Runs the program with these arguments, the first of which is its name.
@@ -106,7 +111,7 @@ pub async fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 /// The server, from its first check to its last answer.
 async fn serve(settings: Settings, server: &ServerArgs) -> anyhow::Result<ExitCode> {
-    settings.check()?;
+    settings.check(Some(server.listen))?;
     let key = settings.amberflo.key()?;
     service::init_logs(&settings.logs)?;
     let registry = service::init_metrics("control-api")?;
@@ -117,6 +122,8 @@ async fn serve(settings: Settings, server: &ServerArgs) -> anyhow::Result<ExitCo
     let app = Arc::new(App::new(settings, keys.clone(), ready.clone())?);
     app.queues().await?;
     app.bus.open().await?;
+    let auth = Auth::new(&app.settings.auth, Some(server.listen), app.settings.cors_origins.clone(), app.clock)?;
+    auth.warm().await;
     let listener = service::bind("LISTEN", server.listen).await?;
     let admin_listener = service::bind("ADMIN_LISTEN", server.admin_listen).await?;
     tracing::info!(
@@ -137,8 +144,16 @@ async fn serve(settings: Settings, server: &ServerArgs) -> anyhow::Result<ExitCo
     background.spawn(service::metrics_upkeep(registry));
     let refresh = app.settings.amberflo.api_key_refresh;
     background.spawn(async move { keys.refresh_every(refresh).await });
-    let (router, _) = router(Arc::clone(&app));
-    let mut api = tokio::spawn(service::serve(listener, router, stop.clone().cancelled_owned()));
+    let router = router(Arc::clone(&app), auth);
+    let mutations = app.mutations.clone();
+    let stopped = stop.clone().cancelled_owned();
+    let mut api = tokio::spawn(async move {
+        service::serve(listener, router, stopped).await?;
+        // Those whose caller has gone away.
+        mutations.close();
+        mutations.wait().await;
+        std::io::Result::Ok(())
+    });
     ready.set(true);
 
     tokio::select! {

@@ -17,6 +17,7 @@ use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http::header::AUTHORIZATION;
+use http::request::Parts;
 use http::{HeaderValue, Method};
 use serde_json::{Map, Value};
 use shared::clock::Clock;
@@ -96,13 +97,14 @@ impl Auth {
 
     /// The middleware (`axum::middleware::from_fn_with_state`): lets a request through with its [`Caller`], or answers
     /// a problem. CORS preflights carry no token, so the CORS layer lies outside of it.
-    pub async fn authenticate(State(auth): State<Self>, mut request: Request, next: Next) -> Response {
-        match auth.0.caller(&request).await {
+    pub async fn authenticate(State(auth): State<Self>, request: Request, next: Next) -> Response {
+        let (mut parts, body) = request.into_parts();
+        match auth.0.caller(&parts).await {
             Ok(caller) => {
                 // Nothing behind this needs the token, and what is not there cannot leak.
-                request.headers_mut().remove(AUTHORIZATION);
-                request.extensions_mut().insert(caller);
-                next.run(request).await
+                parts.headers.remove(AUTHORIZATION);
+                parts.extensions.insert(caller);
+                next.run(Request::from_parts(parts, body)).await
             }
             Err(refusal) => refusal.into_response(),
         }
@@ -110,18 +112,18 @@ impl Auth {
 }
 
 impl Rules {
-    async fn caller(&self, request: &Request) -> Result<Caller, Refusal> {
+    async fn caller(&self, request: &Parts) -> Result<Caller, Refusal> {
         let caller = match &self.mode {
-            Mode::Jwt(tokens) => tokens.caller(request.headers()).await?,
+            Mode::Jwt(tokens) => tokens.caller(&request.headers).await?,
             Mode::Gateway => {
-                let claims = request.extensions().get::<GatewayClaims>().ok_or(Refusal::NoToken)?;
+                let claims = request.extensions.get::<GatewayClaims>().ok_or(Refusal::NoToken)?;
                 claims::gateway_caller(claims)?
             }
             Mode::Local(local) => return local.caller(request),
         };
-        let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+        let reads = matches!(request.method, Method::GET | Method::HEAD);
         match if reads { &self.scope_read } else { &self.scope_write } {
-            Some(needed) if !caller.scopes.contains(needed) => Err(Refusal::Scope(needed.clone())),
+            Some(needed) if !caller.scopes.contains(needed) => Err(Refusal::Scope { needed: needed.clone(), caller }),
             _ => Ok(caller),
         }
     }

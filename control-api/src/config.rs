@@ -4,11 +4,14 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::{Args, Parser};
+use http::{HeaderValue, Uri};
 use shared::event::DETAIL_TYPES;
 use shared::service::{ConfigError, LogArgs};
 use shared::settings::{
     AmberfloArgs, BackendArgs, EventArgs, StreamName, address, duration, rate, within, within_time,
 };
+
+use crate::auth::AuthArgs;
 
 /// The admin API of metering: meters, usage, cancellation, ingestion, dead letters.
 ///
@@ -54,7 +57,13 @@ pub struct Settings {
     /// Where POST /ingest puts events.
     #[command(flatten)]
     pub bus: BusArgs,
-    /// What callers may do.
+    /// Who may call.
+    #[command(flatten)]
+    pub auth: AuthArgs,
+    /// The origins, separated by commas, whose pages may call from a browser (CORS), such as https://admin.example.com.
+    #[arg(long, env, value_delimiter = ',', value_name = "ORIGIN", value_parser = origin, help_heading = "Access")]
+    pub cors_origins: Vec<HeaderValue>,
+    /// How much callers may ask.
     #[command(flatten)]
     pub limits: LimitArgs,
     /// Logs.
@@ -90,12 +99,13 @@ pub struct LimitArgs {
 }
 
 impl Settings {
-    /// Checks what a single value cannot show.
+    /// Checks what a single value cannot show. `listen` is where the API answers; `None` in a Lambda.
     ///
     /// # Errors
     /// One line that names the setting, what was given and what is allowed.
-    pub fn check(&self) -> Result<(), ConfigError> {
+    pub fn check(&self, listen: Option<SocketAddr>) -> Result<(), ConfigError> {
         self.backends.check()?;
+        self.auth.check(listen)?;
         self.amberflo.check()?;
         self.events.check()?;
         if matches!(self.backends.stream, StreamName::Kinesis(_)) {
@@ -136,4 +146,15 @@ impl BusArgs {
         }
         Ok(())
     }
+}
+
+fn origin(text: &str) -> Result<HeaderValue, String> {
+    let allowed = || "allowed is an origin such as https://admin.example.com".to_owned();
+    let uri: Uri = text.parse().map_err(|_| allowed())?;
+    let is_origin = matches!(uri.scheme_str(), Some("https" | "http")) && uri.path() == "/" && uri.query().is_none();
+    // A browser sends it without a slash at its end, and compares letter by letter.
+    if !is_origin || text.ends_with('/') || text.contains('@') || text != text.to_ascii_lowercase() {
+        return Err(allowed());
+    }
+    text.parse().map_err(|_| allowed())
 }

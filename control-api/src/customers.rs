@@ -1,10 +1,9 @@
 //! Tenants that come and go, as customers in Amberflo: what SBT says of them on the bus.
 
+use http::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use shared::amberflo::Segment;
-
-use http::{Method, StatusCode};
 
 use crate::amberflo::Amberflo;
 use crate::problem::Problem;
@@ -38,8 +37,7 @@ impl Change {
 }
 
 /// What became of a customer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// It is new in Amberflo.
     Created,
@@ -51,6 +49,20 @@ pub enum Outcome {
     Offboarded,
     /// Amberflo does not know it: there is nobody to offboard.
     Unknown,
+}
+
+impl Outcome {
+    /// Its name in answers and logs.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Updated => "updated",
+            Self::Unchanged => "unchanged",
+            Self::Offboarded => "offboarded",
+            Self::Unknown => "unknown",
+        }
+    }
 }
 
 /// Why a customer is not as it should be.
@@ -108,8 +120,6 @@ pub async fn apply(amberflo: &Amberflo, change: Change, detail: &Value) -> Resul
         Ok(outcome) => {
             if outcome == Outcome::Unknown {
                 tracing::warn!(tenant_id, "Amberflo does not know the customer that is to be offboarded");
-            } else {
-                tracing::info!(tenant_id, ?outcome, "customer");
             }
             Ok(outcome)
         }

@@ -25,7 +25,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Id {
     }
 }
 
-/// A JSON body.
+/// A body that is a JSON object.
 pub struct Json<T>(pub T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
@@ -33,6 +33,10 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
         let body = body(request, state).await?;
+        // serde takes an array for a struct, and an empty one for a struct of optional members.
+        if !body.trim_ascii_start().starts_with(b"{") {
+            return Err(Problem::bad_request("the body: allowed is a JSON object"));
+        }
         serde_json::from_slice(&body).map(Self).map_err(|error| Problem::bad_request(format!("the body: {error}")))
     }
 }

@@ -12,27 +12,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::middleware::from_fn_with_state;
 use axum::response::IntoResponse as _;
 use clap::Parser;
 use http::StatusCode;
 use lambda_runtime::{LambdaEvent, service_fn};
-use serde_json::Value;
-use serde_json::value::RawValue;
+use serde_json::value::{RawValue, to_raw_value};
+use serde_json::{Value, json};
 use shared::api_key::ApiKeys;
 use shared::backends::api_keys;
 use shared::clock::{Clock, UnixMillis};
 use shared::service::{self, ConfigError, Ready};
 use shared::settings::StreamName;
 use tokio::sync::Mutex;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tower::ServiceExt as _;
 
 use crate::app::{self, App};
-use crate::auth::{Auth, AuthArgs};
+use crate::auth::Auth;
 use crate::config::Settings;
 use crate::customers::{self, Change};
 use crate::problem::Problem;
+use crate::surroundings::audit;
 use gateway::{Answer, HttpEvent};
 
 /// The longest that an event waits for the API key to be read again.
@@ -51,8 +51,6 @@ const MAX_NAMES: usize = 10;
 struct Cli {
     #[command(flatten)]
     settings: Settings,
-    #[command(flatten)]
-    auth: AuthArgs,
     /// Where Lambda hands out events.
     #[arg(long, env = "AWS_LAMBDA_RUNTIME_API", hide = true)]
     runtime_api: Option<String>,
@@ -71,20 +69,19 @@ pub async fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 /// Answers events for as long as Lambda has some.
-async fn serve(Cli { settings, auth, runtime_api }: Cli) -> anyhow::Result<()> {
+async fn serve(Cli { settings, runtime_api }: Cli) -> anyhow::Result<()> {
     if let StreamName::Local(_) = &settings.backends.stream {
         let given = &settings.backends.stream;
         return Err(ConfigError(format!("STREAM: {given}; allowed in Lambda is kinesis:NAME-OR-ARN")).into());
     }
-    settings.check()?;
-    auth.check(None)?;
+    settings.check(None)?;
     let key = settings.amberflo.key()?;
     if runtime_api.is_none() {
         let hint = "`control-api-lambda` runs inside AWS Lambda, which sets it; elsewhere run `control-api`";
         return Err(ConfigError(format!("AWS_LAMBDA_RUNTIME_API: not set; {hint}")).into());
     }
     service::init_logs(&settings.logs)?;
-    let function = Arc::new(Function::new(settings, &auth, api_keys(key).await?)?);
+    let function = Arc::new(Function::new(settings, api_keys(key).await?)?);
     let answer = service_fn(move |event: LambdaEvent<Value>| {
         let function = Arc::clone(&function);
         async move {
@@ -114,12 +111,20 @@ impl Function {
     ///
     /// # Errors
     /// When the HTTP client cannot start, or access is not set up.
-    pub fn new(settings: Settings, auth: &AuthArgs, keys: ApiKeys) -> anyhow::Result<Self> {
-        let clock = Clock::system();
-        let auth = Auth::new(auth, None, Vec::new(), clock)?;
-        let app = Arc::new(App::new(settings, keys.clone(), Ready::default())?);
-        let (router, _) = app::router(Arc::clone(&app));
-        let router = router.layer(from_fn_with_state(auth, Auth::authenticate));
+    pub fn new(settings: Settings, keys: ApiKeys) -> anyhow::Result<Self> {
+        Self::of(App::new(settings, keys.clone(), Ready::default())?, keys)
+    }
+
+    /// A function around these, which use `keys`.
+    ///
+    /// # Errors
+    /// When access is not set up.
+    pub fn of(app: App, keys: ApiKeys) -> anyhow::Result<Self> {
+        let (app, clock) = (Arc::new(app), Clock::system());
+        let auth = Auth::new(&app.settings.auth, None, app.settings.cors_origins.clone(), clock)?;
+        let router = app::router(Arc::clone(&app), auth);
+        // It takes mutations all the same; but so they can be waited for.
+        app.mutations.close();
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
             stream = %app.settings.backends.stream,
@@ -140,17 +145,32 @@ impl Function {
         self.refresh_key(left / 5).await;
         if let Some(detail_type) = event.get("detail-type").and_then(Value::as_str) {
             let change = Change::of(detail_type).ok_or_else(|| anyhow::anyhow!(unknown(&event)))?;
-            let detail = event.get("detail").unwrap_or(&Value::Null);
-            let id = event.get("id").and_then(Value::as_str).unwrap_or("unknown");
-            let done = timeout(limit, customers::apply(&self.app.amberflo, change, detail)).await;
-            let outcome = done.map_err(|_| anyhow::anyhow!("event {id}: Amberflo did not answer in time"))?;
-            let outcome = outcome.map_err(|error| anyhow::anyhow!("{detail_type} event {id}: {error}"))?;
-            return Ok(serde_json::value::to_raw_value(&serde_json::json!({ "outcome": outcome }))?);
+            return self.change(change, detail_type, &event, limit).await;
         }
         if !HttpEvent::is_one(&event) {
             anyhow::bail!(unknown(&event));
         }
         Ok(self.respond(event, limit).await)
+    }
+
+    async fn change(
+        &self,
+        change: Change,
+        detail_type: &str,
+        event: &Value,
+        limit: Duration,
+    ) -> anyhow::Result<Box<RawValue>> {
+        let text = |name| event.get(name).and_then(Value::as_str).unwrap_or("unknown");
+        let (id, source) = (text("id"), text("source"));
+        let detail = event.get("detail").unwrap_or(&Value::Null);
+        let done = match timeout(limit, customers::apply(&self.app.amberflo, change, detail)).await {
+            Ok(done) => done.map_err(|error| anyhow::anyhow!("{detail_type} event {id}: {error}")),
+            Err(_) => Err(anyhow::anyhow!("{detail_type} event {id}: not done in time")),
+        };
+        let path = detail.get("tenantId").and_then(Value::as_str).unwrap_or("unknown");
+        let outcome = done.as_ref().map_or("failed", |outcome| outcome.as_str());
+        tracing::info!(target: audit::TARGET, subject = source, action = detail_type, path, outcome, request_id = id, "mutation");
+        Ok(to_raw_value(&json!({ "outcome": done?.as_str() }))?)
     }
 
     async fn respond(&self, event: Value, limit: Duration) -> Box<RawValue> {
@@ -159,16 +179,20 @@ impl Function {
             Err(problem) => return Answer::of(problem.into_response(), false).await,
         };
         let is_read = request.method().is_safe();
-        let answered = timeout(limit, self.router.clone().oneshot(request)).await;
-        let response = match answered {
+        let end = Instant::now() + limit;
+        let response = match timeout_at(end, self.router.clone().oneshot(request)).await {
             Ok(response) => response.into_response(),
             Err(_) => {
-                let detail = "the function's time was over: it must be longer than REQUEST_TIMEOUT. What was asked for may \
-                              have been done";
                 tracing::error!("an invocation has less time than REQUEST_TIMEOUT");
+                let detail = "the function's time was over: it must be longer than REQUEST_TIMEOUT. What was asked for \
+                              may have been done";
                 Problem::new(StatusCode::GATEWAY_TIMEOUT, detail).into_response()
             }
         };
+        // One that was answered as late is still being carried out, and would stand still with the process.
+        if timeout_at(end, self.app.mutations.wait()).await.is_err() {
+            tracing::error!("a mutation is not done: it goes on with the next event, if there is one");
+        }
         Answer::of(response, is_read).await
     }
 

@@ -1,7 +1,7 @@
 //! The admin API of metering: meters, usage, cancellation, ingestion, dead letters, customers.
 //!
-//! Start reading at [`app`]: what the API is made of. [`routes`] are its endpoints, [`amberflo`] how they ask Amberflo,
-//! [`problem`] the one form of every error.
+//! Start reading at [`app`]: what the API is made of. [`routes`] are its endpoints, [`surroundings`] what is done for
+//! every request, [`auth`] who may call, [`amberflo`] how Amberflo is asked, [`problem`] the one form of every error.
 
 pub mod amberflo;
 pub mod app;
@@ -14,3 +14,4 @@ pub mod extract;
 pub mod lambda;
 pub mod problem;
 pub mod routes;
+pub mod surroundings;

@@ -8,24 +8,22 @@ use serde_json::json;
 use shared::backend::local::LocalStore;
 use shared::backend::{Checkpoint, DeadLetters, Lease, Leases, Position, ShardId};
 use shared::backends::{Backends, Kind};
-use shared::clock::{Clock, millis};
+use shared::clock::{Clock, UnixMillis, millis};
 use shared::dead_letter::DeadLetter;
+use shared::dead_letters::Scan;
 use shared::redrive;
 use shared::service::{self, ConfigError};
 use shared::settings::StreamName;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use crate::backends;
 use crate::config::{DeadLettersCommand, LeasesCommand, Settings};
 use crate::rewind::rewind;
 
-/// Letters received at a time.
+/// Letters read from the store at a time.
 const PAGE: usize = 100;
-/// A received letter is hidden from other receivers, and from the next call, for a minute: what is listed within less is
-/// listed once.
+/// A received letter is hidden for a minute: it is still in hand when it is deleted or shown again at the end.
 const LIST_TIME: Duration = Duration::from_secs(45);
-/// A queue of many servers may answer a call with nothing although it holds something.
-const EMPTY_ANSWERS: u32 = 3;
 
 /// Lists, redrives or deletes dead letters.
 ///
@@ -46,7 +44,7 @@ pub async fn dead_letters(settings: &Settings, command: DeadLettersCommand) -> a
         DeadLettersCommand::Redrive => {
             let report = redrive::all(&*queue, &*backends.stream, Clock::system().now()).await?;
             println!("{}", serde_json::to_string(&report)?);
-            tell_of_hidden(&*queue, report.conflicts + report.not_redrivable + report.forgotten).await?;
+            tell_of_hidden(&*queue, report.skipped).await?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -100,41 +98,49 @@ async fn each_received(
     is_meant: impl Fn(&DeadLetter) -> bool,
     delete: bool,
 ) -> anyhow::Result<()> {
-    let (started, mut empty, mut seen, mut deleted) = (Instant::now(), 0, 0, 0);
-    while empty < EMPTY_ANSWERS {
-        if started.elapsed() >= LIST_TIME {
-            tracing::warn!("there are more letters than can be received in {LIST_TIME:?}: run it again in a minute");
-            break;
-        }
-        let letters = queue.receive(PAGE).await?;
-        if letters.is_empty() {
-            empty += 1;
-            sleep(Duration::from_millis(200)).await;
-            continue;
-        }
-        empty = 0;
-        seen += letters.len() as u64;
+    let mut scan = Scan::new(queue, UnixMillis::MAX, Some(Instant::now() + LIST_TIME));
+    let result = each_scanned(&mut scan, is_meant, delete).await;
+    let is_complete = scan.is_complete();
+    scan.finish_and_warn().await;
+    let left = result?;
+    if !is_complete {
+        tracing::warn!(
+            "there are more letters than can be received in {LIST_TIME:?}: redrive or delete some of these first"
+        );
+    }
+    tell_of_hidden(queue, left).await
+}
+
+/// Answers how many letters were seen and not deleted.
+async fn each_scanned(
+    scan: &mut Scan<'_>,
+    is_meant: impl Fn(&DeadLetter) -> bool,
+    delete: bool,
+) -> anyhow::Result<u64> {
+    let mut left = 0;
+    while let Some(letters) = scan.next().await? {
+        left += letters.len() as u64;
         let meant: Vec<_> = letters.into_iter().filter(|received| is_meant(&received.letter)).collect();
         for received in &meant {
             println!("{}", serde_json::to_string(&received.letter)?);
         }
         if delete {
             let receipts: Vec<String> = meant.into_iter().map(|received| received.receipt).collect();
-            queue.delete(&receipts).await?;
-            deleted += receipts.len() as u64;
+            scan.remove(&receipts).await?;
+            left -= receipts.len() as u64;
         }
     }
-    tell_of_hidden(queue, seen - deleted).await
+    Ok(left)
 }
 
-/// Letters that somebody received within the last minute are hidden from this program too: it must not look as if there
-/// were none.
+/// Letters that somebody else has received within the last minute are hidden from this program: it must not look as if
+/// there were none.
 async fn tell_of_hidden(queue: &dyn DeadLetters, seen: u64) -> anyhow::Result<()> {
     let hidden = queue.depth().await?.saturating_sub(seen);
     if hidden > 0 {
         tracing::warn!(
             hidden,
-            "more letters are there, hidden by an earlier list, redrive or delete: try again in a minute"
+            "more letters are there, in the hand of another list, redrive or delete: try again in a minute"
         );
     }
     Ok(())

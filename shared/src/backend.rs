@@ -259,10 +259,10 @@ pub trait Leases: Send + Sync {
     async fn forget(&self, lease: &Lease) -> Result<(), BackendError>;
 }
 
-/// A dead letter that was received, and the handle that deletes it.
+/// A dead letter that was received, and the handle that deletes or releases it.
 #[derive(Clone, Debug)]
 pub struct Received {
-    /// Passed to [`DeadLetters::delete`]; good until the letter becomes visible again.
+    /// Passed to [`DeadLetters::delete`] or [`DeadLetters::release`]; good until the letter becomes visible again.
     pub receipt: String,
     /// The letter.
     pub letter: DeadLetter,
@@ -271,6 +271,10 @@ pub struct Received {
 /// The queue of records that could not be delivered.
 #[async_trait]
 pub trait DeadLetters: Send + Sync {
+    /// What an operator calls the queue, and repeats before it is emptied: the queue's name in SQS, `local` for the store
+    /// of one machine.
+    fn name(&self) -> &str;
+
     /// Stores all letters durably before it returns `Ok`. After an error some may be stored; a repeated call may
     /// store them twice, which is why a redrive is idempotent in effect.
     async fn send(&self, letters: &[DeadLetter]) -> Result<(), BackendError>;
@@ -280,6 +284,10 @@ pub trait DeadLetters: Send + Sync {
 
     /// Removes letters for good; an unknown receipt is ignored.
     async fn delete(&self, receipts: &[String]) -> Result<(), BackendError>;
+
+    /// Shows received letters to receivers again at once, these too. An unknown or outdated receipt is ignored. After an
+    /// error some stay hidden, for the rest of their minute.
+    async fn release(&self, receipts: &[String]) -> Result<(), BackendError>;
 
     /// How many letters are stored, hidden ones included (approximate on SQS).
     async fn depth(&self) -> Result<u64, BackendError>;

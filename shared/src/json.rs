@@ -2,6 +2,8 @@
 //!
 //! `serde_json::Value` would round long integers and hide a name that was given twice; both would change a bill.
 
+mod merge_patch;
+
 use std::borrow::Cow;
 use std::fmt;
 
@@ -9,6 +11,8 @@ use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::reason::Reason;
+
+pub(crate) use merge_patch::{is_object, merge};
 
 /// Nested values deeper than this are refused; it bounds the work that one hostile event can cause.
 pub const MAX_DEPTH: usize = 32;
@@ -218,6 +222,21 @@ fn write_canonical(value: &RawValue, depth_left: usize, out: &mut String) -> Res
 
 fn write_string(text: &str, out: &mut String) {
     out.push_str(&serde_json::Value::from(text).to_string());
+}
+
+/// An object of these members, their values as they are.
+pub(crate) fn write_object<'a>(members: impl IntoIterator<Item = (&'a str, &'a RawValue)>) -> String {
+    let mut out = String::from("{");
+    for (index, (name, value)) in members.into_iter().enumerate() {
+        if index > 0 {
+            out.push(',');
+        }
+        write_string(name, &mut out);
+        out.push(':');
+        out.push_str(value.get());
+    }
+    out.push('}');
+    out
 }
 
 /// At most the first 64 characters, for messages.

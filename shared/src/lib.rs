@@ -7,6 +7,7 @@ pub mod backend;
 pub mod backends;
 pub mod clock;
 pub mod dead_letter;
+pub mod dead_letters;
 pub mod event;
 mod json;
 pub mod meter_record;

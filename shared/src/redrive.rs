@@ -1,52 +1,90 @@
 //! Sends a dead letter through the pipeline again, so that Amberflo receives the identical record.
 
-use std::collections::HashSet;
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::time::Duration;
+mod patch;
+mod record;
 
-use bytes::Bytes;
+use std::collections::BTreeMap;
+
 use serde::Serialize;
-use serde_json::value::RawValue;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
-use crate::backend::{
-    BackendError, DeadLetters, NewRecord, Position, Received, Record, SequenceNumber, ShardId, Stream,
-};
+use crate::backend::{BackendError, DeadLetters, NewRecord, Received, Stream};
 use crate::clock::UnixMillis;
-use crate::dead_letter::{DeadLetter, Omitted, Payload, sha256};
-use crate::event::{REDRIVE_MEMBER, Redrive, is_envelope};
-use crate::json::Object;
+use crate::dead_letter::DeadLetter;
+use crate::dead_letters::{Filter, Scan, Stopped, within};
+use crate::event::EventRules;
 use crate::reason::Reason;
 
-/// Letters received at a time.
-const PAGE: usize = 100;
+pub use patch::{InvalidPatch, Patch};
+pub use record::{RedriveError, record, record_of, repaired, repaired_of};
+
 /// So many bytes are published at once: letters can be read from the stream that are far larger than a queue's.
 const PUBLISH_BYTES: usize = 8 << 20;
-/// A queue may answer that it is empty, or give what it gave before, while letters are left that nobody has seen.
-const ROUNDS_WITHOUT_NEWS: u32 = 3;
-/// The same of a stream's shard.
-const EMPTY_PAGES: u32 = 3;
-/// How long a record is looked for in the stream.
-const REREAD_TIME: Duration = Duration::from_secs(15);
+/// Letters that stay are told of one by one up to this many.
+const MAX_EXAMPLES: usize = 20;
 
-/// Why a dead letter cannot be sent again.
-#[derive(Debug, thiserror::Error)]
-pub enum RedriveError {
-    /// Its payload is not a valid usage event, or is damaged: it would only come back.
-    #[error("not redrivable: {0}")]
-    NotRedrivable(String),
-    /// Its payload is not in the letter, and no longer in the stream.
-    #[error("not redrivable: the letter has no payload, and the stream does not give it: {0}")]
-    Forgotten(String),
-    /// The stream cannot be read now.
-    #[error(transparent)]
-    Backend(#[from] BackendError),
+/// Which letters a redrive sends again, and how.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The letters that are meant; the others stay and are not counted.
+    pub filter: Filter,
+    /// Conflicts too: someone has decided that the event of the letter is right.
+    pub conflicts: bool,
+    /// What is changed in every payload.
+    pub repair: Option<Repair>,
+    /// At most so many.
+    pub limit: Option<u64>,
+    /// Only letters that were given up before this: a record may come back as a dead letter while this runs, and is not
+    /// sent round and round.
+    pub before: UnixMillis,
+    /// No receive and no publish is begun after it, and the run ends some seconds later at the latest.
+    pub deadline: Option<Instant>,
 }
 
-/// What a redrive of all dead letters did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+impl Options {
+    /// All letters that were given up before `now`, as they are, except conflicts.
+    #[must_use]
+    pub fn all(now: UnixMillis) -> Self {
+        Self { filter: Filter::default(), conflicts: false, repair: None, limit: None, before: now, deadline: None }
+    }
+}
+
+/// Makes usage events of letters that are none: what is published is the payload as the patch changes it, if that is
+/// valid for the place and time at which the record first arrived.
+///
+/// The event's id and time are those of the letter, where it has them, unless the patch names a member that they come
+/// from: then they are the patched event's. So a letter that is redriven twice with the same patch gives the identical
+/// record. With another patch it may not, and then both are billed; so is a patched event whose letter's event Amberflo
+/// has counted after all, as it may have where the reason is `unconfirmed`.
+#[derive(Clone, Debug)]
+pub struct Repair {
+    /// What is changed.
+    pub patch: Patch,
+    /// What the patched event may be.
+    pub rules: EventRules,
+}
+
+/// What a redrive did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
+    /// The numbers of letters.
+    #[serde(flatten)]
+    pub totals: Totals,
+    /// Letters that match and stay: the sum of the totals but the first.
+    pub skipped: u64,
+    /// The same by the reason of the letter.
+    pub by_reason: BTreeMap<String, Counts>,
+    /// Letters that match may be left that nobody looked at: the limit or the deadline came first, or an error.
+    pub more: bool,
+    /// Some of those that were skipped.
+    pub examples: Vec<Skipped>,
+}
+
+/// Numbers of letters, by what became of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Totals {
     /// Published to the stream again, and removed from the dead letters.
     pub redriven: u64,
     /// Left where they are: someone must decide which of two conflicting events is right.
@@ -58,65 +96,137 @@ pub struct Report {
     pub forgotten: u64,
 }
 
-/// Redrives every visible dead letter that was stored before `now`, except conflicts and unreadable payloads. (A record
-/// may come back as a dead letter while this runs: it is not sent round and round.) A payload that is not in its letter
-/// is read from the stream again.
-///
-/// A letter is removed only after its record is published; a crash in between publishes it again later, and Amberflo's
-/// deduplication absorbs the copy.
+/// Numbers of letters of one reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Counts {
+    /// Published again.
+    pub redriven: u64,
+    /// Left where they are.
+    pub skipped: u64,
+}
+
+/// A letter that stays.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Skipped {
+    /// Its shard.
+    pub shard: String,
+    /// Its place in the shard.
+    pub sequence_number: String,
+    /// Its reason.
+    pub reason: String,
+    /// Why it was not sent again, in words.
+    pub why: String,
+}
+
+/// Redrives every visible dead letter that was given up before `now`, except conflicts and unreadable payloads: see
+/// [`run`].
 ///
 /// # Errors
 /// When the queue or the stream fails; what was done until then stays done.
 pub async fn all(dead_letters: &dyn DeadLetters, stream: &dyn Stream, now: UnixMillis) -> Result<Report, BackendError> {
-    let mut run = Run { dead_letters, stream, report: Report::default(), left: HashSet::new() };
-    let mut rounds_without_news = 0;
-    while rounds_without_news < ROUNDS_WITHOUT_NEWS {
-        let before = run.report;
-        let mut letters = dead_letters.receive(PAGE).await?;
-        letters.retain(|received| received.letter.dead_lettered_at < now);
-        run.redrive(letters).await?;
-        rounds_without_news = if run.report == before { rounds_without_news + 1 } else { 0 };
+    run(dead_letters, stream, &Options::all(now)).await.map_err(|stopped| stopped.error)
+}
+
+/// Redrives the visible dead letters that `options` mean. A payload that is not in its letter is read from the stream
+/// again.
+///
+/// A letter is removed only after its record is published; a crash in between, or a future that is dropped, publishes it
+/// again later, and Amberflo's deduplication absorbs the copy. Letters that stay are visible again when this returns.
+///
+/// # Errors
+/// When the queue or the stream fails, with what was done until then.
+pub async fn run(
+    dead_letters: &dyn DeadLetters,
+    stream: &dyn Stream,
+    options: &Options,
+) -> Result<Report, Stopped<Report>> {
+    let scan = Scan::new(dead_letters, options.before, options.deadline);
+    let mut run = Run { scan, stream, options, report: Report::default() };
+    let result = within(options.deadline, run.work()).await;
+    let Run { scan, mut report, .. } = run;
+    scan.finish_and_warn().await;
+    match result {
+        Ok(()) => Ok(report),
+        Err(error) => {
+            report.more = true;
+            Err(Stopped { done: Box::new(report), error })
+        }
     }
-    Ok(run.report)
 }
 
 struct Run<'a> {
-    dead_letters: &'a dyn DeadLetters,
+    scan: Scan<'a>,
     stream: &'a dyn Stream,
+    options: &'a Options,
     report: Report,
-    /// Hashes of the letters that stay. They are hidden after they were received, but not for ever: they may come again
-    /// before the run ends, and count once.
-    left: HashSet<u64>,
 }
 
 impl Run<'_> {
+    async fn work(&mut self) -> Result<(), BackendError> {
+        while !self.is_stopped(0)
+            && let Some(letters) = self.scan.next().await?
+        {
+            self.redrive(letters).await?;
+        }
+        self.report.more = !self.scan.is_complete() || self.report.more;
+        Ok(())
+    }
+
+    /// Whether no further letter may be taken when so many are about to be published.
+    fn is_stopped(&self, ready: usize) -> bool {
+        let taken = self.report.totals.redriven + ready as u64;
+        self.scan.is_over() || self.options.limit.is_some_and(|limit| taken >= limit)
+    }
+
     async fn redrive(&mut self, letters: Vec<Received>) -> Result<(), BackendError> {
         let mut ready = Ready::default();
-        for Received { receipt, letter } in letters {
-            if self.left.contains(&key(&letter)) {
+        for received in letters.into_iter().filter(|received| self.options.filter.matches(&received.letter)) {
+            if ready.bytes >= PUBLISH_BYTES || self.is_stopped(ready.letters.len()) {
+                self.publish(std::mem::take(&mut ready)).await?;
+            }
+            // Not before: the stream may have refused some.
+            if self.is_stopped(0) {
+                self.report.more = true;
+                return Ok(());
+            }
+            let letter = &received.letter;
+            if letter.reason == Reason::Conflict.as_str() && !self.options.conflicts {
+                self.report.totals.conflicts += 1;
+                self.skip(letter, "someone must decide which of two events is right".to_owned());
                 continue;
             }
-            if letter.reason == Reason::Conflict.as_str() {
-                self.report.conflicts += u64::from(self.left.insert(key(&letter)));
-                continue;
-            }
-            match record(&letter, self.stream).await {
-                Ok(record) => ready.push(record, receipt, key(&letter)),
+            match self.record(letter).await {
+                Ok(record) => ready.push(record, received),
                 Err(RedriveError::Backend(error)) => return Err(error),
-                Err(RedriveError::NotRedrivable(_)) => {
-                    self.report.not_redrivable += u64::from(self.left.insert(key(&letter)));
+                Err(error @ RedriveError::NotRedrivable(_)) => {
+                    self.report.totals.not_redrivable += 1;
+                    self.skip(letter, error.to_string());
                 }
+                // The time was too short to tell.
+                Err(RedriveError::Forgotten(_)) if self.scan.is_over() => self.report.more = true,
                 Err(error @ RedriveError::Forgotten(_)) => {
                     let (shard, sequence_number) = (&letter.shard, &letter.sequence_number);
                     tracing::error!(shard, sequence_number, %error, "dead letter is left");
-                    self.report.forgotten += u64::from(self.left.insert(key(&letter)));
+                    self.report.totals.forgotten += 1;
+                    self.skip(letter, error.to_string());
                 }
-            }
-            if ready.bytes >= PUBLISH_BYTES {
-                self.publish(std::mem::take(&mut ready)).await?;
             }
         }
         self.publish(ready).await
+    }
+
+    async fn record(&self, letter: &DeadLetter) -> Result<NewRecord, RedriveError> {
+        let record = async {
+            match &self.options.repair {
+                Some(repair) => repaired(letter, repair, self.stream).await,
+                None => record(letter, self.stream).await,
+            }
+        };
+        let Some(deadline) = self.options.deadline else { return record.await };
+        let late = |_| Err(RedriveError::Forgotten("no record came in time".to_owned()));
+        timeout_at(deadline, record).await.unwrap_or_else(late)
     }
 
     /// Publishes the records and removes their letters. One record that the stream does not take must not keep the
@@ -125,8 +235,12 @@ impl Run<'_> {
         if ready.records.is_empty() {
             return Ok(());
         }
+        if self.scan.is_over() {
+            self.report.more = true;
+            return Ok(());
+        }
         match self.stream.publish(ready.records.clone()).await {
-            Ok(()) => self.remove(&ready.receipts).await,
+            Ok(()) => self.remove(ready.letters).await,
             Err(BackendError::Misconfigured(_)) if ready.records.len() > 1 => self.publish_singly(ready).await,
             Err(error) => Err(error),
         }
@@ -134,36 +248,58 @@ impl Run<'_> {
 
     async fn publish_singly(&mut self, ready: Ready) -> Result<(), BackendError> {
         let (mut published, mut refused, mut failure) = (Vec::new(), Vec::new(), None);
-        for ((record, receipt), key) in ready.records.into_iter().zip(ready.receipts).zip(ready.keys) {
+        for (record, received) in ready.records.into_iter().zip(ready.letters) {
+            if self.scan.is_over() {
+                self.report.more = true;
+                break;
+            }
             match self.stream.publish(vec![record]).await {
-                Ok(()) => published.push(receipt),
-                Err(BackendError::Misconfigured(error)) => refused.push((key, error)),
+                Ok(()) => published.push(received),
+                Err(BackendError::Misconfigured(error)) => refused.push((received.letter, error)),
                 Err(error) => {
                     failure = Some(error);
                     break;
                 }
             }
         }
-        self.remove(&published).await?;
+        let is_about_records = !published.is_empty();
+        self.remove(published).await?;
         if let Some(error) = failure {
             return Err(error);
         }
         // It takes none: this is not about one record.
-        if published.is_empty()
-            && let Some((_, error)) = refused.pop()
-        {
+        if !is_about_records && let Some((_, error)) = refused.pop() {
             return Err(BackendError::Misconfigured(error));
         }
-        for (key, error) in refused {
+        for (letter, error) in refused {
             tracing::error!(error, "dead letter is left: the stream does not take its record");
-            self.report.not_redrivable += u64::from(self.left.insert(key));
+            self.report.totals.not_redrivable += 1;
+            self.skip(&letter, format!("the stream does not take its record: {error}"));
         }
         Ok(())
     }
 
-    async fn remove(&mut self, published: &[String]) -> Result<(), BackendError> {
-        self.report.redriven += published.len() as u64;
-        self.dead_letters.delete(published).await
+    async fn remove(&mut self, published: Vec<Received>) -> Result<(), BackendError> {
+        let mut receipts = Vec::with_capacity(published.len());
+        for Received { receipt, letter } in published {
+            self.report.totals.redriven += 1;
+            self.report.by_reason.entry(letter.reason).or_default().redriven += 1;
+            receipts.push(receipt);
+        }
+        self.scan.remove(&receipts).await
+    }
+
+    fn skip(&mut self, letter: &DeadLetter, why: String) {
+        self.report.skipped += 1;
+        self.report.by_reason.entry(letter.reason.clone()).or_default().skipped += 1;
+        if self.report.examples.len() < MAX_EXAMPLES {
+            self.report.examples.push(Skipped {
+                shard: letter.shard.clone(),
+                sequence_number: letter.sequence_number.clone(),
+                reason: letter.reason.clone(),
+                why,
+            });
+        }
     }
 }
 
@@ -171,121 +307,14 @@ impl Run<'_> {
 #[derive(Default)]
 struct Ready {
     records: Vec<NewRecord>,
-    receipts: Vec<String>,
-    keys: Vec<u64>,
+    letters: Vec<Received>,
     bytes: usize,
 }
 
 impl Ready {
-    fn push(&mut self, record: NewRecord, receipt: String, key: u64) {
+    fn push(&mut self, record: NewRecord, received: Received) {
         self.bytes += record.data.len();
         self.records.push(record);
-        self.receipts.push(receipt);
-        self.keys.push(key);
+        self.letters.push(received);
     }
-}
-
-fn key(letter: &DeadLetter) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    (&letter.stream, &letter.shard, &letter.sequence_number, letter.dead_lettered_at).hash(&mut hasher);
-    hasher.finish()
-}
-
-/// The record to publish for `letter`. A payload that is not in the letter is read from `stream`.
-///
-/// # Errors
-/// When the payload is not a valid usage event (it would come back), or is not to be had.
-pub async fn record(letter: &DeadLetter, stream: &dyn Stream) -> Result<NewRecord, RedriveError> {
-    marker(letter)?;
-    match &letter.payload {
-        Payload::Stored(payload) => record_of(letter, payload),
-        Payload::Omitted(omitted) => record_of(letter, &reread(letter, omitted, stream).await?),
-    }
-}
-
-/// The record to publish for `letter`, whose payload this is: as it arrived, with a marker beside `detail` that keeps
-/// the event's identity and time. A bare `detail` is wrapped.
-///
-/// # Errors
-/// [`RedriveError::NotRedrivable`] when the payload is not a valid usage event: it would come back.
-pub fn record_of(letter: &DeadLetter, payload: &[u8]) -> Result<NewRecord, RedriveError> {
-    let marker = marker(letter)?;
-    let broken = |detail: String| RedriveError::NotRedrivable(format!("the stored payload is damaged: {detail}"));
-    let text = std::str::from_utf8(payload).map_err(|error| broken(error.to_string()))?;
-    let top = Object::parse(text, "the payload").map_err(|(_, detail)| broken(detail))?;
-    let marker = serde_json::value::to_raw_value(&marker).map_err(|error| broken(error.to_string()))?;
-
-    let mut members: Vec<(&str, &RawValue)> = vec![(REDRIVE_MEMBER, &marker)];
-    let whole: &RawValue = serde_json::from_str(text).map_err(|error| broken(error.to_string()))?;
-    if is_envelope(&top) {
-        members.extend(
-            top.members.iter().filter(|(name, _)| name != REDRIVE_MEMBER).map(|(name, value)| (&**name, *value)),
-        );
-    } else {
-        members.push(("detail", whole));
-    }
-    Ok(NewRecord { partition_key: letter.partition_key.clone(), data: object(&members).into() })
-}
-
-fn marker(letter: &DeadLetter) -> Result<Redrive, RedriveError> {
-    let is_final = Reason::from_name(&letter.reason).is_some_and(Reason::is_final);
-    let identity = letter.unique_id.clone().zip(letter.meter_time_in_millis).filter(|_| !is_final);
-    let Some((unique_id, meter_time_in_millis)) = identity else {
-        let (reason, detail) = (&letter.reason, &letter.detail);
-        return Err(RedriveError::NotRedrivable(format!("the payload is not a usage event ({reason}): {detail}")));
-    };
-    Ok(Redrive { count: letter.redrive_count.saturating_add(1), unique_id, meter_time_in_millis })
-}
-
-/// The payload from its place in the stream, if it is the one that the letter was written for.
-async fn reread(letter: &DeadLetter, omitted: &Omitted, stream: &dyn Stream) -> Result<Bytes, RedriveError> {
-    let place = SequenceNumber(letter.sequence_number.clone());
-    let forgotten = |detail: String| Err(RedriveError::Forgotten(detail));
-    match timeout(REREAD_TIME, first_record(stream, letter, &place, omitted.bytes)).await {
-        Ok(Ok(Some(record))) if record.sequence_number != place => {
-            forgotten(format!("its first record there is {}", record.sequence_number))
-        }
-        Ok(Ok(Some(record))) if sha256(&record.data) != omitted.sha256 => {
-            forgotten("it has another payload there".to_owned())
-        }
-        Ok(Ok(Some(record))) => Ok(record.data),
-        Ok(Ok(None)) => forgotten("it has no record there".to_owned()),
-        // A shard or a place that the stream does not know; one such letter must not hold up the others.
-        Ok(Err(BackendError::Gone(error) | BackendError::Misconfigured(error))) => forgotten(error),
-        Ok(Err(error)) => Err(error.into()),
-        Err(_) => forgotten(format!("no record came in {} s", REREAD_TIME.as_secs())),
-    }
-}
-
-async fn first_record(
-    stream: &dyn Stream,
-    letter: &DeadLetter,
-    place: &SequenceNumber,
-    bytes: u64,
-) -> Result<Option<Record>, BackendError> {
-    let mut reader = stream.reader(&ShardId(letter.shard.clone()), Position::At(place.clone())).await?;
-    let mut empty_pages = 0;
-    loop {
-        let page = reader.next(usize::try_from(bytes).unwrap_or(usize::MAX)).await?;
-        if let Some(record) = page.records.into_iter().next() {
-            return Ok(Some(record));
-        }
-        empty_pages += u32::from(page.millis_behind_latest == 0);
-        if page.is_end || empty_pages >= EMPTY_PAGES {
-            return Ok(None);
-        }
-    }
-}
-
-fn object(members: &[(&str, &RawValue)]) -> Vec<u8> {
-    let mut out = Vec::new();
-    for (index, (name, value)) in members.iter().enumerate() {
-        out.push(if index == 0 { b'{' } else { b',' });
-        // Writing a str to a Vec cannot fail.
-        let _ = serde_json::to_writer(&mut out, name);
-        out.push(b':');
-        out.extend_from_slice(value.get().as_bytes());
-    }
-    out.push(b'}');
-    out
 }

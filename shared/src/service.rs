@@ -23,6 +23,9 @@ pub const EXIT_FAILURE: u8 = 1;
 /// Exit code of a service that was given settings it cannot work with.
 pub const EXIT_CONFIGURATION: u8 = 2;
 
+/// Lets audit lines through.
+const AUDIT: &str = "audit=info";
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
@@ -85,6 +88,11 @@ pub fn init_logs(args: &LogArgs) -> Result<(), ConfigError> {
     let filter = filter.unwrap_or_else(|| "info".to_owned());
     let parsed = EnvFilter::try_new(&filter)
         .map_err(|error| ConfigError(format!("LOG: {filter:?} is not a log filter ({error}); try info or debug")))?;
+    // Audit lines are records, not diagnostics: a filter that does not name them does not drop them.
+    let parsed = match AUDIT.parse() {
+        Ok(audit) if !filter.contains("audit=") => parsed.add_directive(audit),
+        _ => parsed,
+    };
     let builder = tracing_subscriber::fmt().with_env_filter(parsed).with_writer(std::io::stderr);
     match args.log_format {
         LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),

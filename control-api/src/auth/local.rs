@@ -3,9 +3,8 @@
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use axum::extract::Request;
 use http::header::{HOST, ORIGIN};
-use http::uri::Authority;
+use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use super::{Caller, Refusal};
@@ -17,9 +16,9 @@ pub(super) struct LocalOnly {
 }
 
 impl LocalOnly {
-    pub(super) fn caller(&self, request: &Request) -> Result<Caller, Refusal> {
+    pub(super) fn caller(&self, request: &Parts) -> Result<Caller, Refusal> {
         check_host(request)?;
-        self.check_page(request.headers())?;
+        self.check_page(&request.headers)?;
         Ok(Caller { subject: "local".to_owned(), client: None, scopes: BTreeSet::new() })
     }
 
@@ -42,13 +41,13 @@ impl LocalOnly {
 }
 
 /// A page whose own name was made to resolve to this machine (DNS rebinding) gives that name here.
-fn check_host(request: &Request) -> Result<(), Refusal> {
-    let Ok(Some(host)) = single(request.headers(), &HOST) else {
+fn check_host(request: &Parts) -> Result<(), Refusal> {
+    let Ok(Some(host)) = single(&request.headers, &HOST) else {
         return Err(Refusal::Page(StatusCode::BAD_REQUEST, "Host: exactly one is needed"));
     };
     let host = host.to_str().is_ok_and(is_loopback_authority);
     // A target in absolute form comes before the header: RFC 9112, section 3.2.2.
-    let target = request.uri().authority().is_none_or(|authority| is_loopback_authority(authority.as_str()));
+    let target = request.uri.authority().is_none_or(|authority| is_loopback_authority(authority.as_str()));
     if host && target {
         return Ok(());
     }
@@ -72,8 +71,13 @@ fn is_loopback_origin(origin: &HeaderValue) -> bool {
     authority.is_some_and(is_loopback_authority)
 }
 
+/// Stricter than URL parsers, which read `[::1]evil.example` as `[::1]`.
 fn is_loopback_authority(text: &str) -> bool {
-    !text.contains('@') && text.parse::<Authority>().is_ok_and(|authority| is_loopback_host(authority.host()))
+    let is_port = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    match text.rsplit_once(':') {
+        Some((host, port)) if is_port(port) => is_loopback_host(host),
+        _ => is_loopback_host(text),
+    }
 }
 
 /// Whether this host of a URL is this machine, whatever a DNS server says.

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use axum::Extension;
 use axum::response::{IntoResponse, Response};
 use http::header::WWW_AUTHENTICATE;
 use http::{HeaderValue, StatusCode};
 
+use super::Caller;
 use crate::problem::Problem;
 
 const CHALLENGE: &str = "Bearer realm=\"control-api\"";
@@ -20,7 +22,7 @@ pub(super) enum Refusal {
     /// The token does not count, and why.
     Token(String),
     /// The token does not allow this; needed is this scope.
-    Scope(String),
+    Scope { needed: String, caller: Caller },
     /// No keys to check tokens with; try again after this.
     NoKeys(Duration),
     /// The request may come from a web page.
@@ -52,9 +54,12 @@ impl IntoResponse for Refusal {
                 let parameters = format!(", error=\"invalid_token\", error_description=\"{why}\"");
                 challenged(StatusCode::UNAUTHORIZED, why, &parameters)
             }
-            Self::Scope(needed) => {
+            Self::Scope { needed, caller } => {
                 let parameters = format!(", error=\"insufficient_scope\", scope=\"{needed}\"");
-                challenged(StatusCode::FORBIDDEN, format!("scope: the token lacks {needed}"), &parameters)
+                let problem =
+                    challenged(StatusCode::FORBIDDEN, format!("scope: the token lacks {needed}"), &parameters);
+                // The audit line of what was tried names who tried it.
+                return (Extension(caller), problem).into_response();
             }
             Self::NoKeys(wait) => {
                 let detail = "the issuer's keys could not be fetched, so no token can be checked; try again later";

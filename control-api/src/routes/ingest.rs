@@ -11,6 +11,7 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use http::{HeaderMap, StatusCode};
 use serde::Serialize;
+use serde_json::json;
 use tokio::time::Instant;
 use utoipa::ToSchema;
 
@@ -20,10 +21,11 @@ use crate::auth::Caller;
 use crate::bus::NotPut;
 use crate::extract::body;
 use crate::problem::{Problem, ProblemBody};
+use crate::surroundings::IDEMPOTENCY_KEY;
+use crate::surroundings::audit::noted;
 use batch::{Event, EventError, Ids, Judge, Repeatable};
 use schema::Body;
 
-const IDEMPOTENCY_KEY: &str = "idempotency-key";
 const MAX_KEY_BYTES: usize = 255;
 /// What is left of REQUEST_TIMEOUT for the answer; at most a fifth of it.
 const MARGIN: Duration = Duration::from_secs(2);
@@ -104,14 +106,13 @@ struct EventOutcome {
 )]
 pub async fn post(
     State(app): State<Arc<App>>,
-    caller: Option<Extension<Caller>>,
+    Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<Response, Problem> {
     let timeout = app.settings.limits.request_timeout;
     let deadline = Instant::now() + timeout - MARGIN.min(timeout / 5);
     let key = idempotency_key(request.headers())?;
-    let subject = caller.map(|Extension(caller)| caller.subject).unwrap_or_default();
-    let ids = key.as_deref().map_or(Ids::New, |key| Ids::Key { subject: &subject, key });
+    let ids = key.as_deref().map_or(Ids::New, |key| Ids::Key { subject: &caller.subject, key });
     let body = body(request, &()).await?;
     let now = app.clock.now();
     let judge = Judge { rules: &app.rules, ids, now, max_bytes: app.bus.max_detail_bytes() };
@@ -168,7 +169,10 @@ fn answer(judged: Vec<Result<Event, EventError>>, put: Vec<Result<String, NotPut
             [EventOutcome { error: Some(error), .. }] => format!("the event is refused: {}", error.detail),
             _ => format!("all {rejected} events are refused; `events` says why"),
         }),
-        None => return Ok(Data::with(StatusCode::ACCEPTED, Ingested { accepted, rejected, events })),
+        None => {
+            let answer = Data::with(StatusCode::ACCEPTED, Ingested { accepted, rejected, events });
+            return Ok(noted(answer, &json!({ "accepted": accepted, "rejected": rejected })));
+        }
         Some(not_put) if not_put.is_final => Problem::bad_gateway(not_put_text(failed.len(), not_put)),
         Some(not_put) => Problem::new(StatusCode::SERVICE_UNAVAILABLE, not_put_text(failed.len(), not_put))
             .with_retry_after(Some(RETRY_AFTER)),

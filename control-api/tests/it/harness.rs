@@ -6,6 +6,7 @@ use std::sync::Arc;
 use amberflo_sandbox::{Sandbox, SandboxConfig};
 use clap::Parser as _;
 use control_api::app::{self, App};
+use control_api::auth::Auth;
 use control_api::config::Cli;
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::Value;
@@ -44,16 +45,19 @@ impl Api {
 
         let directory = tempfile::tempdir().unwrap();
         let stream = format!("local:{}", directory.path().display());
-        let needed =
-            ["control-api", "--amberflo-api-key=sandbox-key", "--amberflo-base-url", &amberflo, "--stream", &stream];
-        let cli = Cli::parse_from(needed.iter().chain(flags));
-        cli.settings.check().unwrap();
+        let mut arguments = vec!["control-api", "--auth=none", "--amberflo-api-key=sandbox-key"];
+        arguments.extend(["--amberflo-base-url", &amberflo, "--stream", &stream]);
+        arguments.extend(flags);
+        let cli = Cli::parse_from(arguments);
+        cli.settings.check(Some(cli.server.listen)).unwrap();
         let ready = Ready::default();
         let keys = api_keys(cli.settings.amberflo.key().unwrap()).await.unwrap();
         let app = Arc::new(App::new(cli.settings, keys, ready.clone()).unwrap());
         let listener = listen().await;
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let (router, _) = app::router(Arc::clone(&app));
+        let origins = app.settings.cors_origins.clone();
+        let auth = Auth::new(&app.settings.auth, Some(cli.server.listen), origins, app.clock).unwrap();
+        let router = app::router(Arc::clone(&app), auth);
         tokio::spawn(service::serve(listener, router, std::future::pending()));
         Self { sandbox, app, url, client: client(), ready, _directory: directory }
     }

@@ -1,5 +1,9 @@
 //! The API over real sockets, against the sandbox that stands in for Amberflo.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
+mod auth;
+mod dead_letters;
 mod harness;
+mod process;
 mod requests;
+mod schemathesis;

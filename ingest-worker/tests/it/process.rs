@@ -3,7 +3,7 @@
 mod configuration;
 mod crash;
 mod hostile;
-mod redrive;
+pub mod redrive;
 mod service;
 
 use std::net::SocketAddr;

@@ -105,7 +105,7 @@ bug_no_fence_after_a_pause() {
             std::future::pending::<()>().await;'
 }
 bug_redrive_changes_one_byte() {
-    plant shared/src/redrive.rs \
+    plant shared/src/redrive/record.rs \
         'saturating_add(1), unique_id, meter_time_in_millis })' \
         'saturating_add(1), unique_id, meter_time_in_millis: meter_time_in_millis + 1 })'
 }

@@ -4,10 +4,12 @@
 //! for the queue is compressed, or at last sent without its payload: see [`Payload`](crate::dead_letter::Payload).
 //!
 //! The IAM actions it needs on the queue: `sqs:GetQueueAttributes`, `sqs:SendMessage`, and to look at letters and
-//! redrive them `sqs:ReceiveMessage` and `sqs:DeleteMessage`.
+//! redrive them `sqs:ReceiveMessage`, `sqs:DeleteMessage` and `sqs:ChangeMessageVisibility` (without the last one, letters
+//! that were looked at stay hidden for a minute).
 
 mod body;
 mod queue_url;
+mod received;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -18,15 +20,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use aws_config::SdkConfig;
 use aws_sdk_sqs::Client;
-use aws_sdk_sqs::types::{
-    DeleteMessageBatchRequestEntry, Message, MessageAttributeValue, QueueAttributeName, SendMessageBatchRequestEntry,
-};
+use aws_sdk_sqs::types::{Message, MessageAttributeValue, QueueAttributeName, SendMessageBatchRequestEntry};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::backend::{BackendError, DeadLetters, Received, aws};
 use crate::dead_letter::{DeadLetter, SCHEMA_VERSION};
 use body::Body;
 use queue_url::Surroundings;
+use received::Fate;
 
 /// Entries of one batch call, and messages of one receive. Source: the SQS quotas.
 const BATCH: usize = 10;
@@ -157,37 +158,6 @@ impl SqsDeadLetters {
         }
     }
 
-    /// Deletes a batch; entries that fail alone are tried again, and the others are not.
-    async fn delete_batch(&self, receipts: &[&String]) -> Result<(), BackendError> {
-        let entries = receipts.iter().enumerate().map(|(id, receipt)| {
-            let entry = DeleteMessageBatchRequestEntry::builder().id(id.to_string()).receipt_handle(*receipt);
-            entry.build().map_err(build_error)
-        });
-        let mut entries = entries.collect::<Result<Vec<_>, _>>()?;
-        let mut backoff = BACKOFF.into_iter();
-        loop {
-            let request = self.client.delete_message_batch().queue_url(&self.queue_url);
-            let answer = request.set_entries(Some(entries.clone())).send().await;
-            let answer = answer.map_err(|error| self.error("deleting", &error))?;
-            // A receipt that is unknown, malformed or out of date is the sender's fault.
-            let is_settled = |id: &str| {
-                answer.successful().iter().any(|deleted| deleted.id() == id)
-                    || answer.failed().iter().any(|failed| failed.id() == id && failed.sender_fault())
-            };
-            entries.retain(|entry| !is_settled(entry.id()));
-            if entries.is_empty() {
-                return Ok(());
-            }
-            let Some(delay) = backoff.next() else {
-                let (queue, count) = (&self.queue_url, entries.len());
-                return Err(BackendError::Unavailable(format!(
-                    "dead-letter queue {queue:?}: {count} letters were not deleted"
-                )));
-            };
-            sleep(Duration::from_millis(delay)).await;
-        }
-    }
-
     async fn send_all(&self, letters: &[DeadLetter]) -> Result<(), BackendError> {
         let mut batch = Batch::default();
         for letter in letters {
@@ -231,6 +201,10 @@ impl fmt::Debug for SqsDeadLetters {
 
 #[async_trait]
 impl DeadLetters for SqsDeadLetters {
+    fn name(&self) -> &str {
+        self.queue_url.rsplit('/').next().unwrap_or_default()
+    }
+
     async fn send(&self, letters: &[DeadLetter]) -> Result<(), BackendError> {
         let result = self.send_all(letters).await;
         if result.is_err() {
@@ -257,11 +231,11 @@ impl DeadLetters for SqsDeadLetters {
     }
 
     async fn delete(&self, receipts: &[String]) -> Result<(), BackendError> {
-        let receipts: Vec<_> = receipts.iter().filter(|receipt| !receipt.is_empty()).collect();
-        for receipts in receipts.chunks(BATCH) {
-            self.delete_batch(receipts).await?;
-        }
-        Ok(())
+        self.settle(receipts, Fate::Delete).await
+    }
+
+    async fn release(&self, receipts: &[String]) -> Result<(), BackendError> {
+        self.settle(receipts, Fate::Release).await
     }
 
     async fn depth(&self) -> Result<u64, BackendError> {

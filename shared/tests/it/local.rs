@@ -55,7 +55,7 @@ async fn settle_all(store: &LocalStore) {
     let lease = store.list().await.unwrap().remove(0);
     let lease = store.claim(&lease, &WorkerId("w".to_owned())).await.unwrap().unwrap();
     let checkpoint = settled(&last.sequence_number.0, last.arrived_at);
-    store.release(&Lease { checkpoint, ..lease }).await.unwrap();
+    Leases::release(store, &Lease { checkpoint, ..lease }).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

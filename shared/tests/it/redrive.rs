@@ -1,4 +1,7 @@
-//! Redrive of letters that are not all whole.
+//! Redrive of letters that are not all whole, of some letters only, and of letters that are repaired.
+
+mod bounds;
+mod repair;
 
 use std::sync::Mutex;
 
@@ -11,7 +14,7 @@ use shared::backend::{
 };
 use shared::clock::Clock;
 use shared::dead_letter::{DeadLetter, Omitted, Payload, sha256};
-use shared::redrive::{self, Report};
+use shared::redrive::{self, Totals};
 
 use crate::contract::{letter, read_shard};
 
@@ -56,7 +59,7 @@ async fn an_omitted_payload_is_read_from_the_stream_and_redriven_byte_for_byte()
     store.send(&[without_payload(1, &original[1])]).await.unwrap();
 
     let report = redrive::all(&store, &store, NOW).await.unwrap();
-    assert_eq!(report, Report { redriven: 1, ..Report::default() });
+    assert_eq!(report.totals, Totals { redriven: 1, ..Totals::default() });
     assert_eq!(store.depth().await.unwrap(), 0);
     let redriven = records(&store).await.pop().unwrap();
     let text = String::from_utf8(redriven.data.to_vec()).unwrap();
@@ -86,7 +89,7 @@ async fn a_forgotten_payload_stays_and_is_counted_and_the_others_go() {
     store.send(&[with_payload(7)]).await.unwrap();
 
     let report = redrive::all(&store, &store, NOW).await.unwrap();
-    assert_eq!(report, Report { redriven: 1, forgotten: 5, ..Report::default() });
+    assert_eq!(report.totals, Totals { redriven: 1, forgotten: 5, ..Totals::default() });
     let stay: Vec<_> = store.peek_dead_letters(0, 100).await.unwrap().into_iter().map(|(_, letter)| letter).collect();
     assert_eq!(stay, left, "as they were");
 }
@@ -99,6 +102,10 @@ struct Forgetful {
 
 #[async_trait]
 impl DeadLetters for Forgetful {
+    fn name(&self) -> &str {
+        "forgetful"
+    }
+
     async fn send(&self, letters: &[DeadLetter]) -> Result<(), BackendError> {
         self.letters.lock().unwrap().extend_from_slice(letters);
         Ok(())
@@ -123,6 +130,10 @@ impl DeadLetters for Forgetful {
         Ok(())
     }
 
+    async fn release(&self, _: &[String]) -> Result<(), BackendError> {
+        Ok(())
+    }
+
     async fn depth(&self) -> Result<u64, BackendError> {
         Ok(self.letters.lock().unwrap().len() as u64)
     }
@@ -134,7 +145,7 @@ async fn an_empty_answer_is_not_the_end_and_letters_that_come_again_count_once()
     let conflict = |n| DeadLetter { reason: "conflict".to_owned(), ..with_payload(n) };
     queue.send(&[conflict(1), with_payload(2), conflict(3), with_payload(4), letter(5)]).await.unwrap();
     let report = redrive::all(&queue, &store, NOW).await.unwrap();
-    assert_eq!(report, Report { redriven: 2, conflicts: 2, not_redrivable: 1, forgotten: 0 });
+    assert_eq!(report.totals, Totals { redriven: 2, conflicts: 2, not_redrivable: 1, forgotten: 0 });
     assert_eq!(queue.depth().await.unwrap(), 3);
     assert_eq!(records(&store).await.len(), 2);
 }
@@ -168,7 +179,7 @@ async fn one_record_too_large_for_the_stream_does_not_keep_the_others_from_it() 
     store.send(&[with_payload(1), large, with_payload(3)]).await.unwrap();
 
     let report = redrive::all(&store, &Narrow(store.clone(), 1000), NOW).await.unwrap();
-    assert_eq!(report, Report { redriven: 2, not_redrivable: 1, ..Report::default() });
+    assert_eq!(report.totals, Totals { redriven: 2, not_redrivable: 1, ..Totals::default() });
     assert_eq!((store.depth().await.unwrap(), records(&store).await.len()), (1, 2));
 
     // Where it takes nothing at all, that is an error and not a property of the letters.

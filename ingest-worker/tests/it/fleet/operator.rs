@@ -9,6 +9,7 @@ use shared::backend::sqs::SqsDeadLetters;
 use tokio::time::sleep;
 
 use super::Fleet;
+use crate::process::redrive::totals;
 use crate::process::{KEY, eventually, run, text};
 
 /// Runs a subcommand; answers its lines and what it wrote to standard error.
@@ -66,7 +67,6 @@ async fn a_rewind_under_live_workers_sends_identical_records_again() {
     }
 }
 
-/// A letter that was received stays hidden for a minute, so each subcommand here has letters of its own.
 #[tokio::test(flavor = "multi_thread")]
 async fn dead_letters_in_sqs_are_redriven_listed_and_deleted() {
     let Some(fleet) = Fleet::start("letters", 2, "10s").await else { return };
@@ -84,7 +84,8 @@ async fn dead_letters_in_sqs_are_redriven_listed_and_deleted() {
 
     fleet.amberflo.sandbox.set_faults(Faults::default()).unwrap();
     let (report, _) = operator(&fleet, "2m", &["dead-letters", "redrive"]).await;
-    assert_eq!(report, [json!({"redriven": 11, "conflicts": 0, "notRedrivable": 0, "forgotten": 0})]);
+    let expected = json!({"redriven": 11, "conflicts": 0, "notRedrivable": 0, "forgotten": 0});
+    assert_eq!(report.iter().map(totals).collect::<Vec<_>>(), [expected]);
     fleet.until_billed(20).await;
     until_depth(0).await;
 
@@ -97,13 +98,11 @@ async fn dead_letters_in_sqs_are_redriven_listed_and_deleted() {
     invalid.sort();
     assert_eq!(payloads, invalid);
 
-    fleet.put_invalid().await;
-    until_depth(6).await;
     let arguments = ["dead-letters", "delete", "--reason", "not_json"];
     let (deleted, _) = operator(&fleet, "2m", &arguments).await;
     assert_eq!(deleted.len(), 1);
     assert_eq!(deleted[0]["payload"], "not json");
-    until_depth(5).await;
+    until_depth(2).await;
     worker.drain().await;
     fleet.amberflo.assert_billed_once(20);
     assert_eq!(fleet.amberflo.sandbox.ledger().absorbed_copies, 0);

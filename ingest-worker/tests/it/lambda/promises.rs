@@ -277,6 +277,10 @@ struct Queue {
 
 #[async_trait]
 impl DeadLetters for Queue {
+    fn name(&self) -> &str {
+        self.store.name()
+    }
+
     async fn send(&self, letters: &[DeadLetter]) -> Result<(), BackendError> {
         if self.is_down.load(Ordering::Relaxed) {
             return Err(BackendError::Unavailable("the queue is down".to_owned()));
@@ -290,6 +294,10 @@ impl DeadLetters for Queue {
 
     async fn delete(&self, receipts: &[String]) -> Result<(), BackendError> {
         self.store.delete(receipts).await
+    }
+
+    async fn release(&self, receipts: &[String]) -> Result<(), BackendError> {
+        DeadLetters::release(&self.store, receipts).await
     }
 
     async fn depth(&self) -> Result<u64, BackendError> {

@@ -184,7 +184,7 @@ impl Leases for Faulty {
 
     async fn release(&self, lease: &Lease) -> Result<(), BackendError> {
         let write = async {
-            self.world.store.release(lease).await?;
+            Leases::release(&self.world.store, lease).await?;
             self.world.check_checkpoint(lease).await;
             Ok(())
         };
@@ -206,6 +206,10 @@ impl Leases for Faulty {
 
 #[async_trait]
 impl DeadLetters for Faulty {
+    fn name(&self) -> &str {
+        self.world.store.name()
+    }
+
     async fn send(&self, letters: &[DeadLetter]) -> Result<(), BackendError> {
         let write = async {
             // A queue takes its time: what happens meanwhile matters.
@@ -222,6 +226,10 @@ impl DeadLetters for Faulty {
 
     async fn delete(&self, receipts: &[String]) -> Result<(), BackendError> {
         self.world.store.delete(receipts).await
+    }
+
+    async fn release(&self, receipts: &[String]) -> Result<(), BackendError> {
+        DeadLetters::release(&self.world.store, receipts).await
     }
 
     async fn depth(&self) -> Result<u64, BackendError> {

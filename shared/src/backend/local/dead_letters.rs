@@ -15,6 +15,10 @@ const HIDDEN: Duration = Duration::from_secs(60);
 
 #[async_trait]
 impl DeadLetters for LocalStore {
+    fn name(&self) -> &str {
+        "local"
+    }
+
     async fn send(&self, letters: &[DeadLetter]) -> Result<(), BackendError> {
         let bodies = letters.iter().map(serde_json::to_string).collect::<Result<Vec<_>, _>>();
         let bodies = bodies.map_err(|error| BackendError::Misconfigured(format!("a dead letter as JSON: {error}")))?;
@@ -60,6 +64,18 @@ impl DeadLetters for LocalStore {
             .write(move |transaction| {
                 let mut statement =
                     transaction.prepare_cached("DELETE FROM dead_letters WHERE id = ?1 AND receives = ?2")?;
+                receipts.iter().try_for_each(|receipt| statement.execute(*receipt).map(|_| ()))
+            })
+            .await
+    }
+
+    async fn release(&self, receipts: &[String]) -> Result<(), BackendError> {
+        let receipts: Vec<(i64, i64)> = receipts.iter().filter_map(|receipt| parse_receipt(receipt)).collect();
+        self.inner
+            .database
+            .write(move |transaction| {
+                let mut statement = transaction
+                    .prepare_cached("UPDATE dead_letters SET visible_at = 0 WHERE id = ?1 AND receives = ?2")?;
                 receipts.iter().try_for_each(|receipt| statement.execute(*receipt).map(|_| ()))
             })
             .await

@@ -1,0 +1,97 @@
+//! Mutations: each is carried to its end, whether or not somebody waits for it, and leaves one line that says who did
+//! what, on what, and how it ended.
+
+use std::sync::Arc;
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use http::{Method, StatusCode};
+use serde::Serialize;
+use tokio::time::timeout;
+use tracing::Instrument as _;
+
+use super::RequestId;
+use crate::app::App;
+use crate::auth::Caller;
+use crate::problem::Problem;
+
+/// The target of audit lines in the log; they are written whatever LOG says of other lines.
+pub const TARGET: &str = "audit";
+
+/// What a handler wants in the audit line of its request: JSON, without secrets.
+#[derive(Clone, Debug)]
+pub struct Note(String);
+
+/// Adds a note to the audit line of the request that this answers.
+pub fn noted(mut response: Response, note: &impl Serialize) -> Response {
+    if let Ok(note) = serde_json::to_string(note) {
+        response.extensions_mut().insert(Note(note));
+    }
+    response
+}
+
+/// Lets the outer layers know who called.
+pub async fn name_the_caller(request: Request, next: Next) -> Response {
+    let caller = request.extensions().get::<Caller>().cloned();
+    let mut response = next.run(request).await;
+    if let Some(caller) = caller {
+        response.extensions_mut().insert(caller);
+    }
+    response
+}
+
+/// Ends every request in time; a mutation goes on behind that, and is audited.
+pub async fn to_its_end(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let in_time = app.settings.limits.request_timeout;
+    let late = |what: &str| {
+        let detail = format!("no answer within {}{what}", humantime::format_duration(in_time));
+        Problem::new(StatusCode::GATEWAY_TIMEOUT, detail).into_response()
+    };
+    if matches!(*request.method(), Method::GET | Method::HEAD) {
+        return timeout(in_time, next.run(request)).await.unwrap_or_else(|_| late(""));
+    }
+    let line = Line::of(&request);
+    // In a task of its own: a caller who goes away must not leave a meter half deleted, or a letter published but not
+    // removed.
+    let task = async move {
+        let response = next.run(request).await;
+        line.write(&response);
+        response
+    };
+    match timeout(in_time, app.mutations.spawn(task.in_current_span())).await {
+        Ok(Ok(response)) => response,
+        // A panic is answered inside of the task; this is the end of the process.
+        Ok(Err(_)) => Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the API is shutting down").into_response(),
+        Err(_) => late("; it is still being carried out: look before you try again"),
+    }
+}
+
+/// What is known of a mutation before it is carried out.
+struct Line {
+    action: String,
+    path: String,
+    request_id: String,
+}
+
+impl Line {
+    fn of(request: &Request) -> Self {
+        let route = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str).unwrap_or_default();
+        let id = request.extensions().get::<RequestId>().map(|id| id.0.clone());
+        Self {
+            action: format!("{} {route}", request.method()),
+            path: request.uri().path_and_query().map(ToString::to_string).unwrap_or_default(),
+            request_id: id.unwrap_or_default(),
+        }
+    }
+
+    fn write(&self, response: &Response) {
+        let caller = response.extensions().get::<Caller>();
+        let subject = caller.map_or("unknown", |caller| &*caller.subject);
+        let client = caller.and_then(|caller| caller.client.as_deref());
+        let note = response.extensions().get::<Note>().map(|note| &*note.0);
+        let Self { action, path, request_id } = self;
+        let status = response.status().as_u16();
+        tracing::info!(target: TARGET, subject, client, action, path, status, note, request_id, "mutation");
+    }
+}

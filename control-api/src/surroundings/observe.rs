@@ -1,0 +1,58 @@
+//! A request id, a metric and a line of debug log for every request.
+
+use axum::extract::{MatchedPath, Request};
+use axum::middleware::Next;
+use axum::response::Response;
+use http::{HeaderName, HeaderValue, Method};
+use tokio::time::Instant;
+use tracing::Instrument as _;
+use uuid::Uuid;
+
+/// The header of request ids.
+pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const MAX_ID_BYTES: usize = 128;
+
+/// The id of a request: the caller's, if it is short visible ASCII, or else a new one.
+#[derive(Clone, Debug)]
+pub struct RequestId(pub String);
+
+/// Names, measures and counts a request.
+pub async fn observe(mut request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let id = request.headers().get(X_REQUEST_ID).and_then(|id| id.to_str().ok());
+    let id = id.filter(|id| (1..=MAX_ID_BYTES).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic()));
+    let id = id.map_or_else(|| Uuid::new_v4().to_string(), str::to_owned);
+    request.extensions_mut().insert(RequestId(id.clone()));
+    let method = method(request.method());
+    let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
+    let route = route.unwrap_or_else(|| "none".to_owned());
+    let span = tracing::info_span!("request", id);
+
+    let mut response = next.run(request).instrument(span).await;
+    let (status, took) = (response.status().as_u16(), started.elapsed());
+    tracing::debug!(id, method, route, status, ?took, "answered");
+    metrics::counter!(
+        "control_api_requests_total",
+        "method" => method, "route" => route.clone(), "status" => status.to_string()
+    )
+    .increment(1);
+    metrics::histogram!("control_api_request_duration_seconds", "method" => method, "route" => route)
+        .record(took.as_secs_f64());
+    if let Ok(id) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(X_REQUEST_ID, id);
+    }
+    response
+}
+
+/// A label must not be the caller's to choose.
+fn method(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::DELETE => "DELETE",
+        Method::OPTIONS => "OPTIONS",
+        _ => "other",
+    }
+}
