@@ -105,6 +105,11 @@ impl Problem {
         self
     }
 
+    /// What is wrong, in words.
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
+
     /// Its status.
     pub const fn status(&self) -> StatusCode {
         self.status

@@ -2,6 +2,7 @@
 
 mod cancel;
 mod dead_letters;
+mod ingest;
 mod meter_deletion;
 mod meter_list;
 mod meters;
@@ -71,6 +72,7 @@ pub fn documented() -> (Router<Arc<App>>, utoipa::openapi::OpenApi) {
         .routes(routes!(usage::get))
         .routes(routes!(usage_events::get))
         .routes(routes!(cancel::cancel))
+        .routes(routes!(ingest::post))
         .routes(routes!(dead_letters::list, dead_letters::remove))
         .routes(routes!(dead_letters::redrive))
         .split_for_parts()
