@@ -14,8 +14,10 @@ dev: ## bus, worker, a stand-in for Amberflo and the control API, until Ctrl-C; 
 test: ## every suite; the last lines list what ran and what could not
 	./.ci/test
 
-bench: ## measurements: events per CPU-second, memory, durable PutEvents
-	cargo run --release --bin loadtest -- bench
+bench: ## measurements: events per CPU-second, memory, durable PutEvents, the control API
+	cargo build --release --bin control-api
+	cargo build --release --features control-api/lambda --bin control-api-lambda
+	cargo run --release --bin loadtest -- bench $(ARGS)
 
 emulators: ## Kinesis, DynamoDB, SQS and Secrets Manager on this machine, until Ctrl-C
 	./loadtest/emulators/setup.sh && cargo run --release --bin emulators

@@ -22,7 +22,7 @@ use crate::faults::{self, FIRST_KEY, SECOND_KEY};
 use crate::producer::{DETAIL_TYPE, Load, Plane, SOURCE};
 use crate::progress::{Progress, Teller};
 use crate::report::{Report, Speed};
-use crate::service_process::{Service, ServiceProcess, ServiceSettings};
+use crate::service_process::{ServiceProcess, ServiceSettings};
 
 /// Everything is kept in memory for the audit, about a kilobyte an event.
 const EVENTS_MAX: f64 = 5e6;
@@ -137,12 +137,8 @@ impl Stage {
             ("BATCH_LINGER", "250ms"),
             ("LOG", "info"),
         ];
-        let settings = ServiceSettings {
-            service: Service::IngestWorker,
-            dir: dir.path().to_owned(),
-            amberflo: sandbox_address,
-            env: env.map(|(name, value)| (name, value.to_owned())).into(),
-        };
+        let env = env.map(|(name, value)| (name, value.to_owned())).into();
+        let settings = ServiceSettings { env, ..ServiceSettings::ingest_worker(dir.path(), sandbox_address) };
         std::fs::write(settings.key_file(), FIRST_KEY)?;
         let worker = match ServiceProcess::start(settings.clone()).await {
             Ok(worker) => worker,

@@ -3,25 +3,31 @@
 mod guide;
 mod ports;
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use amberflo_sandbox::{Sandbox, SandboxConfig};
 use anyhow::{Context as _, bail, ensure};
+use http::StatusCode;
+use http::header::CONTENT_TYPE;
+use serde_json::json;
 use shared::service::{self, EXIT_CONFIGURATION};
 use tempfile::TempDir;
+use tokio::net::TcpListener;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::JoinHandle;
 use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
 
 use crate::log_watch::LogWatch;
-use crate::service_process::{Service, ServiceProcess, ServiceSettings};
+use crate::service_process::{ServiceProcess, ServiceSettings};
 use ports::{PortArgs, Ports};
 
 const SANDBOX_KEY: &str = "sandbox-key";
 const LOGS_EVERY: Duration = Duration::from_millis(200);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Runs a local bus, a worker, a stand-in for Amberflo and the control API until Ctrl-C, and says how to use them.
 ///
@@ -106,7 +112,7 @@ struct Stage {
 }
 
 struct SandboxServer {
-    address: std::net::SocketAddr,
+    address: SocketAddr,
     server: JoinHandle<std::io::Result<()>>,
     stop: CancellationToken,
 }
@@ -115,29 +121,14 @@ impl Stage {
     async fn set(directory: &Directory, ports: Ports) -> anyhow::Result<Self> {
         let Ports { sandbox, worker, control_api } = ports;
         let sandbox = SandboxServer::start(sandbox)?;
-        let settings = |service, env: &[(&'static str, &str)]| ServiceSettings {
-            service,
-            dir: directory.path().to_owned(),
-            amberflo: sandbox.address,
-            env: env.iter().map(|(name, value)| (*name, (*value).to_owned())).collect(),
-        };
-        let worker_settings = settings(Service::IngestWorker, &[("LOG", "info")]);
+        let (directory, bus) = (directory.path(), worker.addresses()?.listen);
+        let worker_settings = ServiceSettings::ingest_worker(directory, sandbox.address);
+        let control_api_settings = ServiceSettings::control_api(directory, sandbox.address, bus);
         std::fs::write(worker_settings.key_file(), SANDBOX_KEY)?;
-        let bus = format!("http://{}", worker.addresses()?.listen);
-        let control_api_settings = settings(
-            Service::ControlApi,
-            &[
-                ("LOG", "info"),
-                ("AUTH", "none"),
-                ("AWS_ENDPOINT_URL_EVENTBRIDGE", &bus),
-                ("AWS_REGION", "us-east-1"),
-                ("AWS_ACCESS_KEY_ID", "local"),
-                ("AWS_SECRET_ACCESS_KEY", "local"),
-            ],
-        );
         let logs = [&worker_settings, &control_api_settings].map(LogWatch::new);
         let worker = start(worker_settings, worker).await?;
         let control_api = start(control_api_settings, control_api).await?;
+        create_meter(control_api.listen()).await?;
         Ok(Self { control_api, worker, sandbox, logs })
     }
 
@@ -198,13 +189,24 @@ impl Stage {
 }
 
 impl SandboxServer {
-    fn start(listener: tokio::net::TcpListener) -> anyhow::Result<Self> {
+    fn start(listener: TcpListener) -> anyhow::Result<Self> {
         let address = listener.local_addr()?;
         let stop = CancellationToken::new();
         let sandbox = Sandbox::new(SandboxConfig::default());
         let serve = amberflo_sandbox::serve(listener, sandbox, stop.clone().cancelled_owned());
         Ok(Self { address, server: tokio::spawn(serve), stop })
     }
+}
+
+/// Usage of a meter that nobody has defined cannot be asked for.
+async fn create_meter(control_api: SocketAddr) -> anyhow::Result<()> {
+    let meter = json!({ "label": "API calls", "meterApiName": guide::METER, "meterType": "sum_of_all_usage" });
+    let http = reqwest::Client::builder().no_proxy().timeout(REQUEST_TIMEOUT).build()?;
+    let request = http.post(format!("http://{control_api}/meters")).header(CONTENT_TYPE, "application/json");
+    let answer = request.body(meter.to_string()).send().await.context("the meter cannot be created")?;
+    let status = answer.status();
+    ensure!(status == StatusCode::CREATED, "the meter cannot be created: {status} {}", answer.text().await?);
+    Ok(())
 }
 
 async fn start(settings: ServiceSettings, reserved: ports::Pair) -> anyhow::Result<ServiceProcess> {

@@ -65,6 +65,25 @@ pub struct ServiceSettings {
 }
 
 impl ServiceSettings {
+    /// A worker on the stream in `dir`, with default settings.
+    #[must_use]
+    pub fn ingest_worker(dir: &Path, amberflo: SocketAddr) -> Self {
+        Self { service: Service::IngestWorker, dir: dir.to_owned(), amberflo, env: Vec::new() }
+    }
+
+    /// A control API beside the worker whose bus is `bus`, open to whoever reaches its loopback address.
+    #[must_use]
+    pub fn control_api(dir: &Path, amberflo: SocketAddr, bus: SocketAddr) -> Self {
+        let env = vec![
+            ("AUTH", "none".to_owned()),
+            ("AWS_ENDPOINT_URL_EVENTBRIDGE", format!("http://{bus}")),
+            ("AWS_REGION", "us-east-1".to_owned()),
+            ("AWS_ACCESS_KEY_ID", "local".to_owned()),
+            ("AWS_SECRET_ACCESS_KEY", "local".to_owned()),
+        ];
+        Self { service: Service::ControlApi, dir: dir.to_owned(), amberflo, env }
+    }
+
     /// The directory of the local stream.
     #[must_use]
     pub fn stream_dir(&self) -> PathBuf {

@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::service_process::{Service, ServiceProcess, ServiceSettings};
+use crate::service_process::{ServiceProcess, ServiceSettings};
 
 const POLL: Duration = Duration::from_millis(5);
 
@@ -72,7 +72,7 @@ impl Fleet {
         env.extend(settings.iter().map(|(name, value)| (*name, (*value).to_owned())));
         let dir = self.directory.path().join(amberflo.port().to_string());
         std::fs::create_dir(&dir)?;
-        let settings = ServiceSettings { service: Service::IngestWorker, dir, amberflo, env };
+        let settings = ServiceSettings { env, ..ServiceSettings::ingest_worker(&dir, amberflo) };
         std::fs::write(settings.key_file(), "sandbox-key")?;
         let process = ServiceProcess::start(settings.clone()).await;
         let process = process.with_context(|| format!("the worker's log ends with:\n{}", settings.log_tail()))?;

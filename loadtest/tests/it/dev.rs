@@ -64,3 +64,45 @@ fn started(dev: &Dev, service: &str) -> i32 {
     let pid = line.split_whitespace().find_map(|word| word.strip_prefix("pid=")).expect("a process id");
     pid.parse().unwrap()
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_printed_can_be_pasted_and_ctrl_c_ends_it_all() {
+    let dev = Dev::start().await;
+    let (addresses, stream) = (dev.addresses(), dev.stream());
+    let [put, ingest, usage] = &dev.commands[..] else { panic!("{:?}", dev.commands) };
+    assert_eq!(paste(put).await["FailedEntryCount"], 0);
+    assert_eq!(paste(ingest).await["data"]["accepted"], 1);
+    eventually("both events are on the bill", async || {
+        let usage = paste(usage).await;
+        (usage["data"]["clientMeters"][0]["groupValue"] == 5.0).then_some(())
+    })
+    .await;
+    dev.stop().await;
+    assert!(addresses.len() == 5 && addresses.iter().all(is_free), "{addresses:?}");
+    assert!(!stream.exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_keeps_what_was_put() {
+    let directory = tempfile::tempdir().unwrap();
+    let given = directory.path().join("kept");
+    let start = async || {
+        let mut command = loadtest(&["dev", "--dir", given.to_str().unwrap()]);
+        // A caller's own settings are not those of the services.
+        command.env("AWS_ENDPOINT_URL", "http://127.0.0.1:1").env("HTTP_PROXY", "http://127.0.0.1:1");
+        Dev::start_with(command.args(FREE_PORTS)).await
+    };
+    let dev = start().await;
+    let malformed = dev.commands[0].replace("meterApiName", "meter");
+    assert_eq!(paste(&malformed).await["FailedEntryCount"], 0);
+    let dead_letters = async |dev: &Dev| {
+        let peeked = paste(&format!("curl -s {}/dead-letters", dev.url("control API"))).await;
+        (peeked["data"]["depth"] == 1).then_some(())
+    };
+    eventually("a dead letter", async || dead_letters(&dev).await).await;
+    dev.stop().await;
+    let again = start().await;
+    assert_eq!(dead_letters(&again).await, Some(()));
+    again.stop().await;
+    assert!(given.join("ingest-worker.log").exists());
+}

@@ -1,5 +1,7 @@
 //! The program, run as a user does.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
 mod demo;
 mod dev;
+mod end_to_end;
 mod harness;
