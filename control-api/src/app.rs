@@ -22,6 +22,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::amberflo::Amberflo;
 use crate::auth::Auth;
+use crate::bus::Bus;
 use crate::config::{Cli, ServerArgs, Settings};
 use crate::problem::Problem;
 use crate::{routes, surroundings};
@@ -30,6 +31,8 @@ use crate::{routes, surroundings};
 pub struct App {
     /// Amberflo's API.
     pub amberflo: Amberflo,
+    /// Where POST /ingest puts events.
+    pub bus: Bus,
     /// What an event may be.
     pub rules: EventRules,
     /// Tells the time.
@@ -59,8 +62,9 @@ impl App {
         let amberflo = Amberflo::new(base_url, keys, ready, settings.limits.request_timeout)
             .context("the HTTP client cannot start")?;
         let rules = settings.events.rules();
+        let bus = Bus::new(&settings.bus, &settings.backends.stream);
         let (mutations, queues) = (TaskTracker::new(), OnceCell::new());
-        Ok(Self { amberflo, rules, clock: Clock::system(), settings, mutations, queues })
+        Ok(Self { amberflo, bus, rules, clock: Clock::system(), settings, mutations, queues })
     }
 
     /// The dead letters and the stream, opened at first use: what has no use for them starts without them.
@@ -117,6 +121,7 @@ async fn serve(settings: Settings, server: &ServerArgs) -> anyhow::Result<ExitCo
     let ready = Ready::default();
     let app = Arc::new(App::new(settings, keys.clone(), ready.clone())?);
     app.queues().await?;
+    app.bus.open().await?;
     let auth = Auth::new(&app.settings.auth, Some(server.listen), app.settings.cors_origins.clone(), app.clock)?;
     auth.warm().await;
     let listener = service::bind("LISTEN", server.listen).await?;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser};
 use http::{HeaderValue, Uri};
+use shared::event::DETAIL_TYPES;
 use shared::service::{ConfigError, LogArgs};
 use shared::settings::{
     AmberfloArgs, BackendArgs, EventArgs, StreamName, address, duration, rate, within, within_time,
@@ -123,6 +124,25 @@ impl Settings {
             if text.is_empty() {
                 return Err(ConfigError(format!("{name}: is empty; leave it out for the default")));
             }
+        }
+        self.bus.check()
+    }
+}
+
+impl BusArgs {
+    /// Checks that the worker will find what is put there: of any other event EventBridge would say that it is accepted.
+    ///
+    /// # Errors
+    /// One line that names the setting, what was given and what is allowed.
+    fn check(&self) -> Result<(), ConfigError> {
+        let BusArgs { event_source, event_detail_type, .. } = self;
+        if !DETAIL_TYPES.contains(&&**event_detail_type) {
+            let [old, new] = DETAIL_TYPES;
+            return Err(ConfigError(format!("EVENT_DETAIL_TYPE: {event_detail_type:?}; allowed is {new} or {old}")));
+        }
+        if event_source.starts_with("aws.") {
+            let allowed = "allowed is what does not begin with aws., which EventBridge keeps for AWS";
+            return Err(ConfigError(format!("EVENT_SOURCE: {event_source:?}; {allowed}")));
         }
         Ok(())
     }

@@ -6,8 +6,17 @@
 pub mod amberflo;
 pub mod app;
 pub mod auth;
+pub mod bus;
 pub mod config;
+pub mod customers;
 pub mod extract;
+#[cfg(feature = "lambda")]
+pub mod lambda;
 pub mod problem;
 pub mod routes;
 pub mod surroundings;
+
+/// Compiles the README's examples.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;

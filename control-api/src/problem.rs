@@ -91,11 +91,23 @@ impl Problem {
         }
     }
 
+    /// With another detail.
+    #[must_use]
+    pub fn saying(mut self, detail: impl Into<String>) -> Self {
+        self.detail = detail.into();
+        self
+    }
+
     /// With words before its detail, such as the step that failed.
     #[must_use]
     pub fn during(mut self, step: &str) -> Self {
         self.detail = format!("{step}: {}", self.detail);
         self
+    }
+
+    /// What is wrong, in words.
+    pub fn detail(&self) -> &str {
+        &self.detail
     }
 
     /// Its status.

@@ -104,7 +104,9 @@ async fn each_received(
     scan.finish_and_warn().await;
     let left = result?;
     if !is_complete {
-        tracing::warn!("there are more letters than can be received in {LIST_TIME:?}: run it again in a minute");
+        tracing::warn!(
+            "there are more letters than can be received in {LIST_TIME:?}: redrive or delete some of these first"
+        );
     }
     tell_of_hidden(queue, left).await
 }

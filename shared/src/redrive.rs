@@ -54,7 +54,8 @@ impl Options {
 ///
 /// The event's id and time are those of the letter, where it has them, unless the patch names a member that they come
 /// from: then they are the patched event's. So a letter that is redriven twice with the same patch gives the identical
-/// record; another patch may not, and then both are billed.
+/// record. With another patch it may not, and then both are billed; so is a patched event whose letter's event Amberflo
+/// has counted after all, as it may have where the reason is `unconfirmed`.
 #[derive(Clone, Debug)]
 pub struct Repair {
     /// What is changed.

@@ -2,5 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
 mod auth;
+mod dead_letters;
 mod harness;
+mod process;
 mod requests;
+mod schemathesis;

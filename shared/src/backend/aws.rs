@@ -7,10 +7,17 @@
 use std::error::Error;
 use std::time::Duration;
 
+use aws_config::environment::{EnvironmentVariableCredentialsProvider, EnvironmentVariableRegionProvider};
+use aws_config::meta::credentials::CredentialsProviderChain;
+use aws_config::meta::region::RegionProviderChain;
+use aws_config::profile::{ProfileFileCredentialsProvider, ProfileFileRegionProvider};
 use aws_config::timeout::TimeoutConfig;
-use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_config::{BehaviorVersion, ConfigLoader, Region, SdkConfig};
+use aws_credential_types::Credentials;
+use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_sdk_kinesis::error::{ProvideErrorMetadata, SdkError};
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
+use aws_types::service_config::ServiceConfigKey;
 
 use super::BackendError;
 
@@ -50,11 +57,7 @@ const MISCONFIGURED: &[&str] = &[
 /// # Errors
 /// [`BackendError::Misconfigured`] when no region is known.
 pub async fn configuration(region: Option<&str>) -> Result<SdkConfig, BackendError> {
-    let http = aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
-    let timeouts =
-        TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).operation_attempt_timeout(ATTEMPT_TIMEOUT).build();
-    let loader = aws_config::defaults(BehaviorVersion::v2026_01_12()).http_client(http).timeout_config(timeouts);
-    let configuration = loader.load().await;
+    let configuration = loader().load().await;
     match (configuration.region(), region) {
         (Some(_), _) => Ok(configuration),
         (None, Some(region)) => Ok(configuration.into_builder().region(Region::new(region.to_owned())).build()),
@@ -62,6 +65,43 @@ pub async fn configuration(region: Option<&str>) -> Result<SdkConfig, BackendErr
             Err(BackendError::Misconfigured("no AWS region: set AWS_REGION, or a region in the AWS profile".to_owned()))
         }
     }
+}
+
+/// Reads the configuration of a client that works without AWS: of a service that listens at `endpoint` unless the
+/// environment or the profile names an endpoint for `service_id`. Where they name no region or credentials, placeholders
+/// do: nothing on this machine checks them.
+pub async fn configuration_without_aws(service_id: &'static str, endpoint: &str) -> SdkConfig {
+    // Without these the SDK asks a metadata service that is not there, for seconds.
+    let region = RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new())
+        .or_else(ProfileFileRegionProvider::new())
+        .or_else(Region::from_static("us-east-1"));
+    let configuration = loader().region(region).load().await;
+    let placeholder = Credentials::new("local", "local", None, None, "placeholder");
+    if !has_own_endpoint(&configuration, service_id) {
+        let credentials = SharedCredentialsProvider::new(placeholder);
+        return configuration.into_builder().endpoint_url(endpoint).credentials_provider(credentials).build();
+    }
+    let credentials = CredentialsProviderChain::first_try("Environment", EnvironmentVariableCredentialsProvider::new())
+        .or_else("Profile", ProfileFileCredentialsProvider::builder().build())
+        .or_else("Placeholder", placeholder);
+    let credentials = SharedCredentialsProvider::new(credentials);
+    configuration.into_builder().credentials_provider(credentials).build()
+}
+
+fn loader() -> ConfigLoader {
+    let http = aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
+    let timeouts =
+        TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).operation_attempt_timeout(ATTEMPT_TIMEOUT).build();
+    aws_config::defaults(BehaviorVersion::v2026_01_12()).http_client(http).timeout_config(timeouts)
+}
+
+/// Whether the environment or the profile names an endpoint for this service, or one for all.
+#[must_use]
+pub fn has_own_endpoint(config: &SdkConfig, service_id: &'static str) -> bool {
+    let key =
+        ServiceConfigKey::builder().service_id(service_id).env("AWS_ENDPOINT_URL").profile("endpoint_url").build();
+    let of_service = || config.service_config()?.load_config(key.ok()?);
+    config.endpoint_url().is_some() || of_service().is_some()
 }
 
 /// The error of an AWS call, with what was attempted and, where there is one, the service's own message.

@@ -21,7 +21,6 @@ use async_trait::async_trait;
 use aws_config::SdkConfig;
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::types::{Message, MessageAttributeValue, QueueAttributeName, SendMessageBatchRequestEntry};
-use aws_types::service_config::ServiceConfigKey;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::backend::{BackendError, DeadLetters, Received, aws};
@@ -316,9 +315,7 @@ fn read(message: Message) -> Option<Received> {
 }
 
 fn has_own_endpoint(config: &SdkConfig) -> bool {
-    let key = ServiceConfigKey::builder().service_id("SQS").env("AWS_ENDPOINT_URL").profile("endpoint_url").build();
-    let of_sqs = || config.service_config()?.load_config(key.ok()?);
-    config.endpoint_url().is_some() || of_sqs().is_some()
+    aws::has_own_endpoint(config, "SQS")
 }
 
 fn number(attributes: &HashMap<QueueAttributeName, String>, name: &QueueAttributeName) -> Option<u64> {
@@ -335,7 +332,7 @@ fn build_error(error: aws_smithy_types::error::operation::BuildError) -> Backend
 
 #[cfg(test)]
 mod tests {
-    use aws_types::service_config::LoadServiceConfig;
+    use aws_types::service_config::{LoadServiceConfig, ServiceConfigKey};
 
     use super::*;
 

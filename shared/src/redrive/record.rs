@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use super::{Patch, Repair};
 use crate::backend::{BackendError, NewRecord, Position, Record, SequenceNumber, ShardId, Stream};
 use crate::dead_letter::{DeadLetter, Omitted, Payload, sha256};
-use crate::event::{self, REDRIVE_MEMBER, Redrive, is_envelope};
+use crate::event::{self, REDRIVE_MEMBER, Redrive, Rejection, is_envelope};
 use crate::json::{Object, write_object};
 use crate::reason::Reason;
 
@@ -65,17 +65,9 @@ pub async fn repaired(letter: &DeadLetter, repair: &Repair, stream: &dyn Stream)
 pub fn repaired_of(letter: &DeadLetter, repair: &Repair, payload: &[u8]) -> Result<NewRecord, RedriveError> {
     let patched = repair.patch.apply(text(payload)?).map_err(RedriveError::NotRedrivable)?;
     let (own, is_envelope) = without_marker(patched.get())?;
-    let record = Record {
-        data: own.into(),
-        partition_key: letter.partition_key.clone(),
-        sequence_number: SequenceNumber(letter.sequence_number.clone()),
-        arrived_at: letter.arrived_at,
-    };
+    let own = arrived(letter, own);
     let shard = ShardId(letter.shard.clone());
-    let event = event::parse(&record, &shard, &repair.rules).map_err(|rejection| {
-        let (reason, detail) = (rejection.reason, rejection.detail);
-        RedriveError::NotRedrivable(format!("with the patch it is not a valid usage event ({reason}): {detail}"))
-    })?;
+    let event = event::parse(&own, &shard, &repair.rules).map_err(|rejection| invalid(&rejection))?;
     let kept_id = letter.unique_id.clone().filter(|_| !names_id(&repair.patch, is_envelope));
     let kept_time = letter.meter_time_in_millis.filter(|_| !names_time(&repair.patch, is_envelope));
     let marker = Redrive {
@@ -83,7 +75,26 @@ pub fn repaired_of(letter: &DeadLetter, repair: &Repair, payload: &[u8]) -> Resu
         unique_id: kept_id.unwrap_or_else(|| event.unique_id.to_string()),
         meter_time_in_millis: kept_time.unwrap_or(event.meter_time),
     };
-    compose(letter, patched.get(), &marker)
+    let published = compose(letter, patched.get(), &marker)?;
+    // A time that was kept may be too old, where the event's own is not.
+    event::parse(&arrived(letter, published.data.clone()), &shard, &repair.rules)
+        .map_err(|rejection| invalid(&rejection))?;
+    Ok(published)
+}
+
+/// This payload in the place of the letter's.
+fn arrived(letter: &DeadLetter, data: impl Into<Bytes>) -> Record {
+    Record {
+        data: data.into(),
+        partition_key: letter.partition_key.clone(),
+        sequence_number: SequenceNumber(letter.sequence_number.clone()),
+        arrived_at: letter.arrived_at,
+    }
+}
+
+fn invalid(rejection: &Rejection) -> RedriveError {
+    let Rejection { reason, detail, .. } = rejection;
+    RedriveError::NotRedrivable(format!("with the patch it is not a valid usage event ({reason}): {detail}"))
 }
 
 fn names_id(patch: &Patch, is_envelope: bool) -> bool {

@@ -342,6 +342,23 @@ pub async fn dead_letters_contract(queue: &dyn DeadLetters) {
     queue.delete(&done).await.unwrap();
     queue.delete(&[]).await.unwrap();
     assert_eq!(queue.depth().await.unwrap(), 5);
+
+    let kept: Vec<_> = kept.into_iter().map(|(_, receipt)| receipt).collect();
+    assert!(queue.receive(10).await.unwrap().is_empty(), "they are hidden");
+    queue.release(&[]).await.unwrap();
+    queue.release(&kept).await.unwrap();
+    let mut again = Vec::new();
+    while again.len() < 5 && Instant::now() < deadline + PATIENCE {
+        again.extend(queue.receive(10).await.unwrap());
+    }
+    let mut places: Vec<_> = again.iter().map(|received| received.letter.dead_lettered_at).collect();
+    places.sort_unstable();
+    assert_eq!(places, [4, 9, 14, 19, 24], "released letters come at once, each once");
+    let deleted_or_unknown: Vec<_> = done.into_iter().take(12).chain(["nonsense".to_owned(), String::new()]).collect();
+    queue.release(&deleted_or_unknown).await.unwrap();
+    queue.release(&kept).await.unwrap();
+    assert_eq!(queue.depth().await.unwrap(), 5, "nothing comes back");
+    assert!(!queue.name().is_empty() && !queue.name().contains(['/', ' ']), "it can be typed");
 }
 
 /// A letter that uses every field; some payloads are not text.

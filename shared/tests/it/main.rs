@@ -3,6 +3,7 @@
 
 mod canned;
 mod contract;
+mod dead_letters;
 mod dynamodb;
 mod event;
 mod kinesis;

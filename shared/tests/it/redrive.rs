@@ -1,4 +1,7 @@
-//! Redrive of letters that are not all whole.
+//! Redrive of letters that are not all whole, of some letters only, and of letters that are repaired.
+
+mod bounds;
+mod repair;
 
 use std::sync::Mutex;
 

@@ -9,9 +9,13 @@ use aws_sdk_sqs::Client;
 use aws_sdk_sqs::types::QueueAttributeName;
 use bytes::Bytes;
 use emulators::Moto;
+use shared::backend::local::{LocalOptions, LocalStore};
 use shared::backend::sqs::SqsDeadLetters;
 use shared::backend::{BackendError, DeadLetters, Received};
 use shared::dead_letter::{DeadLetter, Omitted, Payload, sha256};
+use shared::dead_letters::{Filter, peek, purge};
+use shared::redrive;
+use tokio::time::Instant;
 
 use crate::contract::{dead_letters_contract, letter};
 
@@ -64,6 +68,7 @@ async fn keeps_the_contract() {
     let Some((moto, client)) = moto("sqs-contract").await else { return };
     let queue = open(&moto, &create(&client, "dead-letters", &[]).await).await;
     dead_letters_contract(&queue).await;
+    assert_eq!(queue.name(), "dead-letters");
     let unknown = ["nonsense", "", "x y\u{0}z"].map(str::to_owned);
     queue.delete(&unknown).await.unwrap();
     assert_eq!(queue.depth().await.unwrap(), 5, "unknown receipts are ignored");
@@ -167,6 +172,28 @@ async fn messages_of_others_and_of_newer_versions_stay_and_hold_up_nothing() {
     queue.send(&[letter(7)]).await.unwrap();
     assert_eq!(queue.receive(1).await.unwrap().len(), 1, "behind more foreign messages than one call gives");
     assert_eq!(queue.depth().await.unwrap(), 13);
+}
+
+#[tokio::test]
+async fn what_was_looked_at_can_be_redriven_and_purged_at_once() {
+    let Some((moto, client)) = moto("sqs-looked-at").await else { return };
+    let queue = open(&moto, &create(&client, "looked-at", &[]).await).await;
+    let stream = LocalStore::open_in_memory(LocalOptions::default()).unwrap();
+    let payload = Payload::Stored(Bytes::from_static(br#"{"tenantId":"t","meterApiName":"m","meterValue":1}"#));
+    let good = |n| DeadLetter { reason: "rejected".to_owned(), payload: payload.clone(), ..letter(n) };
+    let sent: Vec<_> = (0..12).map(letter).chain((20..35).map(good)).collect();
+    queue.send(&sent).await.unwrap();
+    let deadline = || Instant::now() + Duration::from_secs(20);
+    for _ in 0..2 {
+        let peek = peek(&queue, &Filter::default(), 50, deadline()).await.unwrap();
+        assert_eq!((peek.letters.len(), peek.more, peek.hidden), (27, false, false));
+    }
+    let options = redrive::Options { deadline: Some(deadline()), ..redrive::Options::all(i64::MAX) };
+    let report = redrive::run(&queue, &stream, &options).await.unwrap();
+    assert_eq!((report.totals.redriven, report.skipped, report.more), (15, 12, false));
+    let purged = purge(&queue, &Filter::default(), 10, Some(deadline())).await.unwrap();
+    assert_eq!((purged.removed, purged.more), (10, false));
+    assert_eq!(letters(&queue).await, sent[10..12]);
 }
 
 #[tokio::test]

@@ -4,9 +4,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use metrics_exporter_prometheus::PrometheusBuilder;
 use serde_json::{Value, json};
+use shared::backend::local::{LocalOptions, LocalStore};
 use shared::backend::sqs::SqsDeadLetters;
 use shared::backend::{BackendError, DeadLetters};
 use shared::dead_letter::{DeadLetter, Payload};
+use shared::redrive;
 
 use super::RETENTION;
 use crate::canned::{Canned, ServiceError};
@@ -91,8 +93,10 @@ async fn a_queue_that_is_down_is_an_outage_of_every_call() {
     let opened = SqsDeadLetters::open(&config, &url, RETENTION).await.map(|_| ());
     let receipts = ["r".to_owned()];
     let letters = [letter(0)];
-    let calls = tokio::join!(queue.send(&letters), queue.receive(1), queue.delete(&receipts), queue.depth());
-    for result in [opened, calls.0, calls.1.map(|_| ()), calls.2, calls.3.map(|_| ())] {
+    let (shown, calls) = tokio::join!(queue.release(&receipts), async {
+        tokio::join!(queue.send(&letters), queue.receive(1), queue.delete(&receipts), queue.depth())
+    });
+    for result in [opened, shown, calls.0, calls.1.map(|_| ()), calls.2, calls.3.map(|_| ())] {
         assert!(matches!(result, Err(BackendError::Unavailable(_))), "{result:?}");
     }
 }
@@ -193,6 +197,54 @@ async fn a_delete_that_failed_is_made_again_and_one_of_an_unknown_receipt_is_not
     let calls = server.calls("DeleteMessageBatch");
     assert_eq!(calls.iter().map(ids).collect::<Vec<_>>(), [vec!["0", "1", "2"], vec!["1"]]);
     assert_eq!(calls[1]["Entries"][0]["ReceiptHandle"], "r1");
+}
+
+#[tokio::test]
+async fn a_release_makes_letters_visible_at_once_and_ignores_those_that_are_not_hidden() {
+    let releases = AtomicUsize::new(0);
+    let server = Canned::start(move |operation, input| match operation {
+        "GetQueueAttributes" => Ok(attributes(1 << 20)),
+        _ => Ok(match releases.fetch_add(1, Ordering::Relaxed) {
+            0 => {
+                let mut answer = batch_answer(input, &["0", "1"], &["7"]);
+                let code = "AWS.SimpleQueueService.MessageNotInflight";
+                answer["Failed"][0] = json!({"Id": "0", "Code": code, "SenderFault": true});
+                answer
+            }
+            _ => batch_answer(input, &[], &[]),
+        }),
+    })
+    .await;
+    let receipts: Vec<_> = (0..12).map(|n| format!("r{n}")).collect();
+    open(&server).await.release(&receipts).await.unwrap();
+    let calls = server.calls("ChangeMessageVisibilityBatch");
+    assert_eq!(calls.iter().map(|call| ids(call).len()).collect::<Vec<_>>(), [10, 2, 2]);
+    assert_eq!(ids(&calls[1]), ["1", "7"], "what failed alone, and what the answer did not name");
+    assert_eq!(calls[1]["Entries"][1], json!({"Id": "7", "ReceiptHandle": "r7", "VisibilityTimeout": 0}));
+}
+
+/// A role that may not release: letters that were looked at stay hidden, and nothing else suffers.
+#[tokio::test]
+async fn without_the_permission_to_release_a_redrive_still_works() {
+    let body = |n| {
+        let letter = DeadLetter { reason: "conflict".to_owned(), ..letter(n) };
+        json!({"MessageId": "m", "ReceiptHandle": format!("r{n}"), "Body": serde_json::to_string(&letter).unwrap()})
+    };
+    let received = AtomicUsize::new(0);
+    let server = Canned::start(move |operation, _| match operation {
+        "GetQueueAttributes" => Ok(attributes(1 << 20)),
+        "ReceiveMessage" if received.fetch_add(1, Ordering::Relaxed) == 0 => {
+            Ok(json!({"Messages": [body(1), body(2)]}))
+        }
+        "ReceiveMessage" => Ok(json!({})),
+        _ => Err(ServiceError(403, "com.amazonaws.sqs#AccessDenied", "not authorized")),
+    })
+    .await;
+    let stream = LocalStore::open_in_memory(LocalOptions::default()).unwrap();
+    let queue = open(&server).await;
+    let report = redrive::all(&queue, &stream, i64::MAX).await.unwrap();
+    assert_eq!((report.skipped, report.totals.conflicts), (2, 2));
+    assert_eq!(server.calls("ChangeMessageVisibilityBatch").len(), 1);
 }
 
 #[tokio::test]
