@@ -3,6 +3,7 @@
 
 mod auth;
 mod dead_letters;
+mod documentation;
 mod harness;
 mod process;
 mod requests;
