@@ -2,9 +2,15 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
 mod auth;
+mod cancel;
 mod dead_letters;
 mod documentation;
 mod harness;
+mod meters;
+mod meters_deletion;
+mod meters_failures;
+mod meters_unknown_answers;
 mod process;
 mod requests;
 mod schemathesis;
+mod usage;
