@@ -2,8 +2,12 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
 mod auth;
+mod customers;
 mod dead_letters;
 mod harness;
+mod ingest;
+#[cfg(feature = "lambda")]
+mod lambda;
 mod process;
 mod requests;
 mod schemathesis;
