@@ -1,6 +1,6 @@
 # `make demo` and `make test` are all a newcomer needs; `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench emulators mutants lint
+.PHONY: help demo dev test bench emulators mutants lint
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -8,11 +8,16 @@ help: ## what there is
 demo: ## the whole job on this machine: emit, break, kill, reconcile
 	cargo run --release --bin loadtest -- demo
 
+dev: ## bus, worker, a stand-in for Amberflo and the control API, until Ctrl-C; options: make dev ARGS=--help
+	cargo run --release --bin loadtest -- dev $(ARGS)
+
 test: ## every suite; the last lines list what ran and what could not
 	./.ci/test
 
-bench: ## measurements: events per CPU-second, memory, durable PutEvents
-	cargo run --release --bin loadtest -- bench
+bench: ## measurements: events per CPU-second, memory, durable PutEvents, the control API
+	cargo build --release --bin control-api
+	cargo build --release --features control-api/lambda --bin control-api-lambda
+	cargo run --release --bin loadtest -- bench $(ARGS)
 
 emulators: ## Kinesis, DynamoDB, SQS and Secrets Manager on this machine, until Ctrl-C
 	./loadtest/emulators/setup.sh && cargo run --release --bin emulators

@@ -10,7 +10,7 @@ use shared::amberflo::{ApiError, Call, Client, Decision, HttpTransport, Segment}
 use shared::api_key::ApiKeys;
 use shared::clock::Clock;
 use shared::service::Ready;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::problem::Problem;
 
@@ -40,6 +40,11 @@ impl Amberflo {
         let transport = HttpTransport::new(timeout / 3)?.with_whole_answers(MAX_ANSWER_BYTES);
         let client = Client::new(Box::new(transport), base_url, keys.subscribe(), Clock::system());
         Ok(Self { client, keys, ready, timeout })
+    }
+
+    /// When a request that takes several calls must be done with them, counted from now.
+    pub fn deadline(&self) -> Deadline {
+        Deadline(Instant::now() + self.timeout.mul_f64(0.95))
     }
 
     /// `GET path/id?query`.
@@ -145,6 +150,23 @@ impl Amberflo {
             Err(_) => {}
         }
         result
+    }
+}
+
+/// When the last of several calls must have ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadline(Instant);
+
+impl Deadline {
+    /// Makes a call in an even share of the time that is left to it and the calls after it, `calls` together.
+    ///
+    /// # Errors
+    /// The call's own; 504 when its time is up. It may have been carried out then.
+    pub async fn share<T>(self, calls: u32, call: impl Future<Output = Result<T, Problem>>) -> Result<T, Problem> {
+        let left = self.0.saturating_duration_since(Instant::now());
+        timeout(left / calls, call)
+            .await
+            .unwrap_or_else(|_| Err(Problem::new(StatusCode::GATEWAY_TIMEOUT, "Amberflo did not answer in time")))
     }
 }
 

@@ -1,13 +1,21 @@
 //! What a request carries, read strictly: what is wrong with it is a [`Problem`] that names it.
 
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use http::StatusCode;
 use http::request::Parts;
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
+use serde::{Deserialize, Serialize};
+use serde_json::value::{RawValue, to_raw_value};
 use shared::amberflo::Segment;
+use utoipa::IntoParams;
+use utoipa::openapi::Required;
+use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
+use utoipa::openapi::schema::{ObjectBuilder, Type};
 
 use crate::problem::Problem;
 
@@ -22,6 +30,24 @@ impl<S: Send + Sync> FromRequestParts<S> for Id {
             .await
             .map_err(|error| Problem::bad_request(format!("the id in the path: {}", error.body_text())))?;
         Segment::new(id).map(Self).map_err(|error| Problem::bad_request(format!("the id in the path: {error}")))
+    }
+}
+
+impl IntoParams for Id {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let schema = ObjectBuilder::new()
+            .schema_type(Type::String)
+            .min_length(Some(1))
+            .max_length(Some(256))
+            // Neither `.` nor `..`, and no `/`, `\\` or control character.
+            .pattern(Some(r"^(?!\.\.?$)[^/\\\x00-\x1f\x7f-\x9f]+$"));
+        let parameter = ParameterBuilder::new()
+            .name("meterId")
+            .parameter_in(ParameterIn::Path)
+            .required(Required::True)
+            .description(Some("Amberflo's id of the meter (a UUID), not its `meterApiName`"))
+            .schema(Some(schema));
+        vec![parameter.build()]
     }
 }
 
@@ -41,8 +67,58 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
     }
 }
 
-/// A JSON object that is passed on, with the properties that it must have.
-pub type Object = Map<String, Value>;
+/// A JSON object that is passed on: its values keep their text, so that no digit is lost.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Properties(BTreeMap<String, Box<RawValue>>);
+
+impl Properties {
+    /// Refuses an object in which one of these is not a non-empty string.
+    ///
+    /// # Errors
+    /// 400 with every property that is missing or wrong.
+    pub fn require_texts(&self, names: &[&str]) -> Result<(), Problem> {
+        let wrong = names.iter().filter_map(|name| match self.0.get(*name) {
+            None => Some(format!("{name} is missing")),
+            Some(_) if self.text(name).is_none_or(|text| text.is_empty()) => {
+                Some(format!("{name} is not a non-empty string"))
+            }
+            Some(_) => None,
+        });
+        let wrong: Vec<_> = wrong.collect();
+        if wrong.is_empty() { Ok(()) } else { Err(Problem::bad_request(format!("the body: {}", wrong.join(", ")))) }
+    }
+
+    /// The property, if it is a string.
+    pub fn text(&self, name: &str) -> Option<String> {
+        serde_json::from_str(self.0.get(name)?.get()).ok()
+    }
+
+    /// Whether the property is there and not null.
+    pub fn has(&self, name: &str) -> bool {
+        self.0.get(name).is_some_and(|value| value.get() != "null")
+    }
+
+    /// The property in this form.
+    ///
+    /// # Errors
+    /// 400 where it is missing or has another form.
+    pub fn parsed<T: DeserializeOwned>(&self, name: &str) -> Result<T, Problem> {
+        let value = self.0.get(name).ok_or_else(|| Problem::bad_request(format!("the body: {name} is missing")))?;
+        serde_json::from_str(value.get()).map_err(|error| Problem::bad_request(format!("the body: {name}: {error}")))
+    }
+
+    /// Sets a property to a text.
+    pub fn set(&mut self, name: &str, text: &str) {
+        // A text is always a JSON string.
+        self.0.insert(name.to_owned(), to_raw_value(text).unwrap_or_default());
+    }
+
+    /// The names of the properties.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+}
 
 /// Reads the whole body.
 ///
@@ -70,7 +146,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Query {
 }
 
 impl Query {
-    /// Refuses names other than these; one that ends in `.` stands for all that begin so.
+    /// Refuses names other than these, one that ends in `.` standing for all that begin so; and names without a value,
+    /// such as an unset variable of a script leaves behind.
     ///
     /// # Errors
     /// 400 with the name and the allowed ones: a misspelt name must not change what is answered.
@@ -83,11 +160,14 @@ impl Query {
                 let allowed = allowed.join(", ");
                 Err(Problem::bad_request(format!("{name:?} is not a parameter of this endpoint; allowed: {allowed}")))
             }
-            None => Ok(()),
+            None => match self.0.iter().find(|(_, value)| value.is_empty()) {
+                Some((name, _)) => Err(Problem::bad_request(format!("{name} has no value; leave it out instead"))),
+                None => Ok(()),
+            },
         }
     }
 
-    /// The value of a parameter that may be given once. An empty one counts as not given.
+    /// The value of a parameter that may be given once.
     ///
     /// # Errors
     /// 400 where it is given twice.
@@ -99,9 +179,9 @@ impl Query {
         }
     }
 
-    /// The values of a parameter that may be repeated, without empty ones.
+    /// The values of a parameter that may be repeated.
     pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
-        self.0.iter().filter(move |(given, value)| given == name && !value.is_empty()).map(|(_, value)| &**value)
+        self.0.iter().filter(move |(given, _)| given == name).map(|(_, value)| &**value)
     }
 
     /// Parameters whose names begin with `prefix`, without it.
@@ -118,5 +198,36 @@ impl Query {
         let parsed =
             text.parse().map_err(|_| Problem::bad_request(format!("{name}: {text:?}; allowed is {allowed}")))?;
         Ok(Some(parsed))
+    }
+
+    /// The value of a parameter that is one of these, in any case.
+    ///
+    /// # Errors
+    /// 400 with the name, what was given and what is allowed.
+    pub fn choice<T: Copy>(&self, name: &str, choices: &[(&str, T)]) -> Result<Option<T>, Problem> {
+        let Some(text) = self.one(name)? else { return Ok(None) };
+        match choices.iter().find(|(choice, _)| choice.eq_ignore_ascii_case(text)) {
+            Some((_, value)) => Ok(Some(*value)),
+            None => {
+                let allowed: Vec<_> = choices.iter().map(|(choice, _)| *choice).collect();
+                let allowed = allowed.join(", ");
+                Err(Problem::bad_request(format!("{name}: {text:?}; allowed is one of {allowed}")))
+            }
+        }
+    }
+
+    /// The value of a parameter that is a whole number in this range.
+    ///
+    /// # Errors
+    /// 400 with the name, what was given and what is allowed.
+    pub fn number(&self, name: &str, range: RangeInclusive<u64>) -> Result<Option<u64>, Problem> {
+        let allowed = format!("a whole number from {} to {}", range.start(), range.end());
+        let number = self.parsed(name, &allowed)?;
+        match number {
+            Some(number) if !range.contains(&number) => {
+                Err(Problem::bad_request(format!("{name}: {number}; allowed is {allowed}")))
+            }
+            number => Ok(number),
+        }
     }
 }

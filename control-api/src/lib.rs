@@ -15,3 +15,8 @@ pub mod lambda;
 pub mod problem;
 pub mod routes;
 pub mod surroundings;
+
+/// Compiles the README's examples.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;

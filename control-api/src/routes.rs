@@ -1,8 +1,14 @@
 //! The endpoints, one file for each kind of thing.
 
+mod cancel;
 mod dead_letters;
 mod ingest;
+mod meter_deletion;
+mod meter_list;
 mod meters;
+mod time_range;
+mod usage;
+mod usage_events;
 
 use std::sync::Arc;
 
@@ -61,7 +67,11 @@ impl Modify for Access {
 /// The endpoints, without what surrounds them, and their description.
 pub fn documented() -> (Router<Arc<App>>, utoipa::openapi::OpenApi) {
     OpenApiRouter::with_openapi(Documentation::openapi())
-        .routes(routes!(meters::get))
+        .routes(routes!(meter_list::list, meters::create))
+        .routes(routes!(meters::get, meters::update, meter_deletion::delete))
+        .routes(routes!(usage::get))
+        .routes(routes!(usage_events::get))
+        .routes(routes!(cancel::cancel))
         .routes(routes!(ingest::post))
         .routes(routes!(dead_letters::list, dead_letters::remove))
         .routes(routes!(dead_letters::redrive))

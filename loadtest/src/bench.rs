@@ -4,12 +4,14 @@
 //! changes less than wall time. Where two things are compared they run in turns, and medians are shown.
 
 mod bare_loop;
+mod control_api;
 mod dedup;
 mod fleet;
 mod flow;
 mod gzip;
 mod idle_shards;
 mod kinesis_path;
+mod lambda_start;
 mod lease_writes;
 mod measure;
 mod path;
@@ -60,6 +62,8 @@ enum Bench {
     LeaseWrites,
     /// A worker's memory with many idle shards.
     IdleShards,
+    /// The control API: what it adds to Amberflo's latency, requests per CPU-second, its start as a Lambda function, sizes.
+    ControlApi,
 }
 
 /// How much is done.
@@ -73,6 +77,9 @@ struct Sizes {
     kinesis_rounds: usize,
     takeover_window: Duration,
     lease_writes: Duration,
+    api_calls: usize,
+    api_load: Duration,
+    lambda_starts: usize,
 }
 
 const FULL: Sizes = Sizes {
@@ -86,6 +93,9 @@ const FULL: Sizes = Sizes {
     // The default of the setting.
     takeover_window: Duration::from_secs(120),
     lease_writes: Duration::from_secs(60),
+    api_calls: 5000,
+    api_load: Duration::from_secs(5),
+    lambda_starts: 20,
 };
 const QUICK: Sizes = Sizes {
     events: 100_000,
@@ -97,6 +107,9 @@ const QUICK: Sizes = Sizes {
     kinesis_rounds: 1,
     takeover_window: Duration::from_secs(5),
     lease_writes: Duration::from_secs(20),
+    api_calls: 1000,
+    api_load: Duration::from_secs(2),
+    lambda_starts: 5,
 };
 
 /// Runs the benchmarks and prints their tables.
@@ -142,6 +155,10 @@ pub async fn run(args: &BenchArgs) -> anyhow::Result<()> {
     tokio::try_join!(takeover, lease_writes)?;
     if is_wanted(Bench::IdleShards) {
         idle_shards::run().await?;
+    }
+    if is_wanted(Bench::ControlApi) {
+        control_api::run(sizes.api_calls, sizes.api_load).await?;
+        lambda_start::run(sizes.lambda_starts).await?;
     }
     Ok(())
 }

@@ -22,7 +22,7 @@ use crate::faults::{self, FIRST_KEY, SECOND_KEY};
 use crate::producer::{DETAIL_TYPE, Load, Plane, SOURCE};
 use crate::progress::{Progress, Teller};
 use crate::report::{Report, Speed};
-use crate::worker_process::{WorkerProcess, WorkerSettings};
+use crate::service_process::{ServiceProcess, ServiceSettings};
 
 /// Everything is kept in memory for the audit, about a kilobyte an event.
 const EVENTS_MAX: f64 = 5e6;
@@ -106,8 +106,8 @@ async fn perform(args: &DemoArgs, teller: &Teller, started: Instant) -> anyhow::
 
 /// All that a run needs. In order of dropping: the worker goes first and its directory last.
 struct Stage {
-    worker: WorkerProcess,
-    settings: WorkerSettings,
+    worker: ServiceProcess,
+    settings: ServiceSettings,
     sandbox: Sandbox,
     sandbox_address: SocketAddr,
     /// The instant from which the sandbox counts.
@@ -137,13 +137,10 @@ impl Stage {
             ("BATCH_LINGER", "250ms"),
             ("LOG", "info"),
         ];
-        let settings = WorkerSettings {
-            dir: dir.path().to_owned(),
-            amberflo: sandbox_address,
-            env: env.map(|(name, value)| (name, value.to_owned())).into(),
-        };
+        let env = env.map(|(name, value)| (name, value.to_owned())).into();
+        let settings = ServiceSettings { env, ..ServiceSettings::ingest_worker(dir.path(), sandbox_address) };
         std::fs::write(settings.key_file(), FIRST_KEY)?;
-        let worker = match WorkerProcess::start(settings.clone()).await {
+        let worker = match ServiceProcess::start(settings.clone()).await {
             Ok(worker) => worker,
             Err(error) => bail!("{error:#}\nthe worker's log ends with:\n{}", settings.log_tail()),
         };
@@ -282,7 +279,7 @@ impl Stage {
     }
 }
 
-async fn dead_letters(settings: &WorkerSettings) -> anyhow::Result<Vec<DeadLetter>> {
+async fn dead_letters(settings: &ServiceSettings) -> anyhow::Result<Vec<DeadLetter>> {
     let store = LocalStore::open(&settings.stream_dir(), LocalOptions::default())?;
     let (mut letters, mut after) = (Vec::new(), 0);
     loop {

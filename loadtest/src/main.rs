@@ -3,20 +3,23 @@
 mod audit;
 mod bench;
 mod demo;
+mod dev;
 mod faults;
 mod generator;
+mod log_watch;
 mod producer;
 mod progress;
 mod put;
 mod report;
 mod scrape;
+mod service_process;
 mod truth;
-mod worker_process;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use service_process::Service;
 
 /// Puts load on the metering pipeline and audits what became of every event.
 #[derive(Debug, Parser)]
@@ -29,12 +32,19 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Demo(demo::DemoArgs),
+    Dev(dev::DevArgs),
     /// Measures what the pipeline costs, and prints it as tables.
     Bench(bench::BenchArgs),
     Put(put::PutArgs),
     /// Runs the ingest worker: how the other commands start one, because `cargo run` builds this program only.
-    #[command(name = worker_process::SUBCOMMAND, hide = true, disable_help_flag = true)]
+    #[command(name = Service::IngestWorker.name(), hide = true, disable_help_flag = true)]
     IngestWorker {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+    /// Runs the control API, for the same reason.
+    #[command(name = Service::ControlApi.name(), hide = true, disable_help_flag = true)]
+    ControlApi {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
@@ -44,9 +54,11 @@ enum Command {
 async fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Demo(args) => demo::run(args).await,
+        Command::Dev(args) => dev::run(args).await,
         Command::Bench(args) => bench::run(&args).await.map(|()| ExitCode::SUCCESS),
         Command::Put(args) => put::run(args).await.map(|()| ExitCode::SUCCESS),
-        Command::IngestWorker { args } => return worker_process::child_main(args).await,
+        Command::IngestWorker { args } => return service_process::child_main(Service::IngestWorker, args).await,
+        Command::ControlApi { args } => return service_process::child_main(Service::ControlApi, args).await,
     };
     result.unwrap_or_else(|error| {
         eprintln!("loadtest: {error:#}");

@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::worker_process::{WorkerProcess, WorkerSettings};
+use crate::service_process::{ServiceProcess, ServiceSettings};
 
 const POLL: Duration = Duration::from_millis(5);
 
@@ -37,7 +37,7 @@ pub struct Place<'a> {
 /// A worker with an Amberflo for itself, which tells its deliveries from those of others.
 pub struct FleetWorker {
     /// The process.
-    pub process: WorkerProcess,
+    pub process: ServiceProcess,
     sandbox: Sandbox,
     _server: AbortOnDropHandle<std::io::Result<()>>,
 }
@@ -72,9 +72,9 @@ impl Fleet {
         env.extend(settings.iter().map(|(name, value)| (*name, (*value).to_owned())));
         let dir = self.directory.path().join(amberflo.port().to_string());
         std::fs::create_dir(&dir)?;
-        let settings = WorkerSettings { dir, amberflo, env };
+        let settings = ServiceSettings { env, ..ServiceSettings::ingest_worker(&dir, amberflo) };
         std::fs::write(settings.key_file(), "sandbox-key")?;
-        let process = WorkerProcess::start(settings.clone()).await;
+        let process = ServiceProcess::start(settings.clone()).await;
         let process = process.with_context(|| format!("the worker's log ends with:\n{}", settings.log_tail()))?;
         Ok(FleetWorker { process, sandbox, _server: server })
     }

@@ -47,6 +47,12 @@ pub fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
+/// The value that `share` of all lie below.
+pub fn percentile(mut values: Vec<f64>, share: f64) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get((values.len() as f64 * share) as usize).copied().unwrap_or(f64::NAN)
+}
+
 /// Nanoseconds of `spent` for each of `events`.
 pub fn nanos_each(spent: Duration, events: usize) -> f64 {
     spent.as_nanos() as f64 / events as f64

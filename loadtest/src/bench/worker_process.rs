@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::measure::{cpu_time_of, grouped, heading, mebibytes, memory_of, row};
 use super::payload::Generator;
+use crate::service_process::Service;
 
 const SAMPLE_EVERY: Duration = Duration::from_millis(20);
 /// Longer without a delivery: something is wrong.
@@ -98,7 +99,7 @@ async fn drain(backlog: usize, settings: &[&str]) -> anyhow::Result<Seen> {
 fn start(directory: &Path, url: &str, settings: &[&str]) -> anyhow::Result<Child> {
     let stream = format!("local:{}", directory.display());
     Command::new(std::env::current_exe()?)
-        .arg(crate::worker_process::SUBCOMMAND)
+        .arg(Service::IngestWorker.name())
         .args(["--stream", &stream, "--amberflo-base-url", url, "--amberflo-api-key", "sandbox-key"])
         .args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--log", "error"])
         .args(settings)

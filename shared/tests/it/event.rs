@@ -156,9 +156,9 @@ fn a_payload_without_identity_is_not_redrivable() {
 #[test]
 fn the_reasons_are_a_closed_documented_set() {
     let names: Vec<&str> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
-    let readme = include_str!("../../../README.md");
+    let readme = include_str!("../../../ingest-worker/README.md");
     for name in &names {
-        assert!(readme.contains(&format!("`{name}`")), "README.md does not explain {name}");
+        assert!(readme.contains(&format!("`{name}`")), "ingest-worker/README.md does not explain {name}");
         assert!(name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_' || byte.is_ascii_digit()));
     }
 }
