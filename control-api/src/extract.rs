@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
@@ -12,12 +13,16 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 use shared::amberflo::Segment;
+use tokio::time::timeout;
 use utoipa::IntoParams;
 use utoipa::openapi::Required;
 use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::schema::{ObjectBuilder, Type};
 
 use crate::problem::Problem;
+
+/// How long a body may take: a mutation is not ended by its caller, so neither may it wait for one for ever.
+const BODY_TIME: Duration = Duration::from_secs(15);
 
 /// The id at the end of a path.
 pub struct Id(pub Segment);
@@ -123,14 +128,20 @@ impl Properties {
 /// Reads the whole body.
 ///
 /// # Errors
-/// 413 where it is too large.
+/// 413 where it is too large, 408 where it does not come.
 pub async fn body<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Problem> {
-    Bytes::from_request(request, state).await.map_err(|rejection| match rejection {
+    let read = timeout(BODY_TIME, Bytes::from_request(request, state)).await;
+    let late = |_| Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time"));
+    read.map_or_else(late, |read| read.map_err(refusal))
+}
+
+fn refusal(rejection: BytesRejection) -> Problem {
+    match rejection {
         BytesRejection::FailedToBufferBody(error) if error.status() == StatusCode::PAYLOAD_TOO_LARGE => {
             Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is larger than 1 MiB")
         }
         error => Problem::bad_request(format!("the body: {}", error.body_text())),
-    })
+    }
 }
 
 /// The query: names and values, decoded, in order.
@@ -229,5 +240,21 @@ impl Query {
             }
             number => Ok(number),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use futures_util::stream;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_never_ends_is_given_up() {
+        let body_of = |content: Body| body(Request::new(content), &());
+        let endless = Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>());
+        assert_eq!(body_of(endless).await.unwrap_err().status(), StatusCode::REQUEST_TIMEOUT);
+        assert_eq!(body_of(Body::from("{}")).await.unwrap(), "{}");
     }
 }

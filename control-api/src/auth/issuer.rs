@@ -41,7 +41,6 @@ impl Issuer {
             // The next request is an hour away.
             .pool_max_idle_per_host(0)
             .redirect(reqwest::redirect::Policy::none())
-            .timeout(TIMEOUT)
             .build()?;
         Ok(Self { http, name: name.to_owned(), jwks_url: jwks_url.and_then(trusted_url) })
     }

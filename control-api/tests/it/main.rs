@@ -4,6 +4,7 @@
 mod auth;
 mod customers;
 mod dead_letters;
+mod documentation;
 mod harness;
 mod ingest;
 #[cfg(feature = "lambda")]

@@ -1,10 +1,13 @@
 //! What is true of every request.
 
+use std::time::Duration;
+
 use amberflo_sandbox::Faults;
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use crate::harness::{Api, answer};
 
@@ -123,4 +126,21 @@ async fn an_amberflo_that_hangs_is_an_answer_in_time() {
     api.sandbox.set_faults(Faults::from_json(faults.as_bytes()).unwrap()).unwrap();
     let (status, problem) = api.get("/meters/some-id").await;
     assert_eq!(status, StatusCode::GATEWAY_TIMEOUT, "{problem}");
+}
+
+#[tokio::test]
+async fn a_mutation_goes_on_when_its_caller_goes_away() {
+    let api = Api::start().await;
+    let meter = json!({"label": "L", "meterApiName": "m", "meterType": "sum_of_all_usage"});
+    let (_, created) = api.send(Method::POST, "/meters", meter).await;
+    let id = created["data"]["id"].as_str().unwrap().to_owned();
+    // Each of its steps takes longer than its caller waits.
+    let faults = r#"{"operations": ["meters"], "slow": {}, "latency": {"min": "200ms", "max": "200ms"}}"#;
+    api.sandbox.set_faults(Faults::from_json(faults.as_bytes()).unwrap()).unwrap();
+    let deletion = api.request(Method::DELETE, &format!("/meters/{id}")).timeout(Duration::from_millis(100)).send();
+    assert!(deletion.await.unwrap_err().is_timeout());
+    api.app.mutations.close();
+    timeout(Duration::from_secs(60), api.app.mutations.wait()).await.expect("it ends");
+    api.sandbox.set_faults(Faults::default()).unwrap();
+    assert_eq!(api.get(&format!("/meters/{id}")).await.0, StatusCode::NOT_FOUND);
 }
