@@ -3,9 +3,13 @@
 
 mod auth;
 mod cancel;
+mod customers;
 mod dead_letters;
 mod documentation;
 mod harness;
+mod ingest;
+#[cfg(feature = "lambda")]
+mod lambda;
 mod meters;
 mod meters_deletion;
 mod meters_failures;
