@@ -83,6 +83,9 @@ impl Bus {
     /// Puts each of these events, at this time. A call that got no answer, and an entry that failed, may be repeated
     /// within this: its copies have the same time. Answers by `deadline`, in the order of the events: their ids.
     pub async fn put(&self, details: &[&str], time: UnixMillis, deadline: Instant) -> Vec<Result<String, NotPut>> {
+        if details.is_empty() {
+            return Vec::new();
+        }
         let client = match self.client().await {
             Ok(client) => client,
             Err(error) => {

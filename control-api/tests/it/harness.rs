@@ -38,6 +38,11 @@ impl Api {
 
     /// An API with these flags beside those that it needs.
     pub async fn start_with(flags: &[&str]) -> Self {
+        Self::start_changed(flags, |_| ()).await
+    }
+
+    /// An API with these flags, and with something in it changed.
+    pub async fn start_changed(flags: &[&str], change: impl FnOnce(&mut App)) -> Self {
         let sandbox = Sandbox::new(SandboxConfig::default());
         let listener = listen().await;
         let amberflo = format!("http://{}", listener.local_addr().unwrap());
@@ -52,7 +57,9 @@ impl Api {
         cli.settings.check(Some(cli.server.listen)).unwrap();
         let ready = Ready::default();
         let keys = api_keys(cli.settings.amberflo.key().unwrap()).await.unwrap();
-        let app = Arc::new(App::new(cli.settings, keys, ready.clone()).unwrap());
+        let mut app = App::new(cli.settings, keys, ready.clone()).unwrap();
+        change(&mut app);
+        let app = Arc::new(app);
         let listener = listen().await;
         let url = format!("http://{}", listener.local_addr().unwrap());
         let origins = app.settings.cors_origins.clone();

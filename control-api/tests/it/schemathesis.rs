@@ -13,6 +13,7 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use crate::harness::Api;
+use crate::ingest::event_bus::{self, WorkerBus};
 
 /// Generous: the machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(900);
@@ -26,7 +27,9 @@ async fn answers_are_as_described_whatever_is_asked() {
         let what = "target/tools/schemathesis is missing: run control-api/tests/schemathesis/setup.sh";
         return skip("control-api-schemathesis", what);
     }
-    let api = Api::start_with(&["--caller-requests-per-second", "0"]).await;
+    let bus = WorkerBus::start().await;
+    let flags = ["--caller-requests-per-second", "0"];
+    let api = Api::start_changed(&flags, |app| app.bus = event_bus::client(app, &bus.url)).await;
     let home = TempDir::new().unwrap();
     let run = Command::new(program.canonicalize().unwrap())
         .args(["run", &format!("{}/openapi.json", api.url), "--checks", "all"])

@@ -79,7 +79,6 @@ impl PartialSchema for UsageEvent {
                 "meterApiName": "api-calls",
                 "meterValue": 1,
                 "uniqueId": "request-4711",
-                "meterTimeInMillis": 1_790_000_000_000_i64,
                 "region": "eu-central-1",
             },
         }))
