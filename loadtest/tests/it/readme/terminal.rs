@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
 use serde_json::{Deserializer, Value};
 use tempfile::TempDir;
@@ -10,8 +11,10 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::time::timeout;
 
 use super::document::Block;
-use crate::harness::{Dev, PATIENCE, eventually};
+use crate::harness::{Dev, eventually};
 
+/// The AWS CLI starts a Python program for every call; the machine may be busy with the other tests.
+const TIME_LIMIT: Duration = Duration::from_secs(120);
 const END: &str = "end-of-what-was-pasted";
 
 /// One shell, in which a variable lives as long as it does in a newcomer's.
@@ -64,7 +67,7 @@ impl<'a> Terminal<'a> {
             }
             panic!("the shell has ended\n{commands}\n{printed}");
         };
-        timeout(PATIENCE, run).await.unwrap_or_else(|_| panic!("no end\n{commands}"))
+        timeout(TIME_LIMIT, run).await.unwrap_or_else(|_| panic!("no end\n{commands}"))
     }
 
     /// The same for commands that print JSON.
