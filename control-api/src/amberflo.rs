@@ -221,3 +221,21 @@ pub fn data(body: &Bytes) -> Box<RawValue> {
         Err(_) => serde_json::value::to_raw_value(text).unwrap_or_default(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn calls_share_the_time_that_is_left() {
+        let started = Instant::now();
+        let deadline = Deadline(started + Duration::from_secs(8));
+        assert_eq!(deadline.share(4, async { Ok(7) }).await.unwrap(), 7);
+        for (calls, ends_after) in [(4, 2), (3, 4), (2, 6), (1, 8), (1, 8)] {
+            let never = std::future::pending::<Result<(), Problem>>();
+            assert_eq!(deadline.share(calls, never).await.unwrap_err().status(), StatusCode::GATEWAY_TIMEOUT);
+            let late = started.elapsed() - Duration::from_secs(ends_after);
+            assert!(late < Duration::from_millis(10), "{calls}: {late:?}");
+        }
+    }
+}

@@ -257,4 +257,14 @@ mod tests {
         assert_eq!(body_of(endless).await.unwrap_err().status(), StatusCode::REQUEST_TIMEOUT);
         assert_eq!(body_of(Body::from("{}")).await.unwrap(), "{}");
     }
+
+    #[test]
+    fn properties_keep_every_digit() {
+        let text = r#"{"a":12345678901234567890123.10,"b":{ "c":[1e400] },"d":null}"#;
+        let mut properties: Properties = serde_json::from_str(text).unwrap();
+        assert_eq!(serde_json::to_string(&properties).unwrap(), text);
+        properties.set("d", "\"quoted\"");
+        assert_eq!(properties.text("d").as_deref(), Some("\"quoted\""));
+        assert_eq!(serde_json::to_string(&properties).unwrap(), text.replace("null", r#""\"quoted\"""#));
+    }
 }

@@ -163,18 +163,3 @@ fn failed(problem: Problem, step: &str, state: MeterState) -> Problem {
     };
     problem.during(&format!("the step {step:?} failed, and {words}")).with("step", step).with("meterState", name)
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_meter_that_answers_to_its_name_is_not_the_one_asked_for() {
-        let id = Segment::new("sbt-meter").unwrap();
-        let named = Bytes::from_static(br#"{"id":"3b9f","meterApiName":"sbt-meter"}"#);
-        let problem = the_meter(&id, Some(&named)).unwrap_err();
-        assert_eq!(problem.status(), StatusCode::NOT_FOUND);
-        let own = Bytes::from_static(br#"{"id":"sbt-meter"}"#);
-        assert!(the_meter(&id, Some(&own)).is_ok());
-    }
-}

@@ -49,6 +49,12 @@ pub(super) enum Aggregation {
 const AGGREGATIONS: [(&str, Aggregation); 4] =
     [("SUM", Aggregation::Sum), ("COUNT", Aggregation::Count), ("MIN", Aggregation::Min), ("MAX", Aggregation::Max)];
 
+/// A text of at least one character.
+#[derive(ToSchema)]
+#[schema(min_length = 1)]
+#[expect(dead_code, reason = "describes what Query::only lets through")]
+struct NonEmpty(String);
+
 /// A query as Amberflo takes it.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -84,10 +90,10 @@ pub(super) struct UsageQuery<'a> {
             description = "The length of the intervals, which begin in UTC. Default: `DAY`"),
         ("aggregation" = inline(Option<Aggregation>), Query,
             description = "What is made of the events of an interval. Default: the meter's own"),
-        ("groupBy" = Option<Vec<String>>, Query, explode,
+        ("groupBy" = inline(Option<Vec<NonEmpty>>), Query, explode,
             description = "A dimension by whose values to group, or `customerId` for the tenant. May be repeated"),
         ("tenantId" = Option<String>, Query, min_length = 1, description = "Only the usage of this tenant"),
-        ("dimension.NAME" = Option<Vec<String>>, Query, explode,
+        ("dimension.NAME" = inline(Option<Vec<NonEmpty>>), Query, explode,
             description = "Only usage with this value of the dimension NAME, as in `dimension.region=eu`. Repeated with \
                            one name, any of the values; with several names, all of them"),
     ),

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
 mod auth;
+mod cancel;
 mod customers;
 mod dead_letters;
 mod documentation;
@@ -9,6 +10,11 @@ mod harness;
 mod ingest;
 #[cfg(feature = "lambda")]
 mod lambda;
+mod meters;
+mod meters_deletion;
+mod meters_failures;
+mod meters_unknown_answers;
 mod process;
 mod requests;
 mod schemathesis;
+mod usage;

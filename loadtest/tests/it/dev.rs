@@ -77,7 +77,7 @@ async fn what_is_printed_can_be_pasted_and_ctrl_c_ends_it_all() {
         (usage["data"]["clientMeters"][0]["groupValue"] == 5.0).then_some(())
     })
     .await;
-    dev.stop().await;
+    assert_eq!(dev.stop().await, "", "nothing to warn of");
     assert!(addresses.len() == 5 && addresses.iter().all(is_free), "{addresses:?}");
     assert!(!stream.exists());
 }
@@ -100,7 +100,8 @@ async fn a_directory_keeps_what_was_put() {
         (peeked["data"]["depth"] == 1).then_some(())
     };
     eventually("a dead letter", async || dead_letters(&dev).await).await;
-    dev.stop().await;
+    let warnings = dev.stop().await;
+    assert!(warnings.starts_with("ingest-worker: ") && warnings.contains("dead letters stored"), "{warnings}");
     let again = start().await;
     assert_eq!(dead_letters(&again).await, Some(()));
     again.stop().await;

@@ -11,6 +11,7 @@ use aws_config::environment::{EnvironmentVariableCredentialsProvider, Environmen
 use aws_config::meta::credentials::CredentialsProviderChain;
 use aws_config::meta::region::RegionProviderChain;
 use aws_config::profile::{ProfileFileCredentialsProvider, ProfileFileRegionProvider};
+use aws_config::provider_config::ProviderConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, ConfigLoader, Region, SdkConfig};
 use aws_credential_types::Credentials;
@@ -81,8 +82,14 @@ pub async fn configuration_without_aws(service_id: &'static str, endpoint: &str)
         let credentials = SharedCredentialsProvider::new(placeholder);
         return configuration.into_builder().endpoint_url(endpoint).credentials_provider(credentials).build();
     }
+    let mut provider_config = ProviderConfig::without_region().with_region(configuration.region().cloned());
+    // It panics where it is given none: the SDK's own is left out of this build.
+    if let Some(http) = configuration.http_client() {
+        provider_config = provider_config.with_http_client(http);
+    }
+    let profile = ProfileFileCredentialsProvider::builder().configure(&provider_config).build();
     let credentials = CredentialsProviderChain::first_try("Environment", EnvironmentVariableCredentialsProvider::new())
-        .or_else("Profile", ProfileFileCredentialsProvider::builder().build())
+        .or_else("Profile", profile)
         .or_else("Placeholder", placeholder);
     let credentials = SharedCredentialsProvider::new(credentials);
     configuration.into_builder().credentials_provider(credentials).build()
