@@ -60,7 +60,7 @@ pub struct Settings {
     /// Who may call.
     #[command(flatten)]
     pub auth: AuthArgs,
-    /// The origins, separated by commas, whose pages may call from a browser (CORS), such as https://admin.example.com.
+    /// The origins, separated by commas, whose pages may call from a browser (CORS), such as `https://admin.example.com`.
     #[arg(long, env, value_delimiter = ',', value_name = "ORIGIN", value_parser = origin, help_heading = "Access")]
     pub cors_origins: Vec<HeaderValue>,
     /// How much callers may ask.
