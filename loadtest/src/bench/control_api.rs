@@ -93,7 +93,7 @@ impl Stage {
                 "the bus is a local worker, which makes events durable and delivers them meanwhile, on the same cores",
             ],
         );
-        row("", ["requests/s", "per CPU second", "events", "99 % of calls"].map(str::to_owned));
+        row("", ["requests/s", "per CPU second", "events per CPU s", "99 % of calls"].map(str::to_owned));
         let meter = self.meter_request()?;
         let one = self.ingest_requests(1)?;
         let many = self.ingest_requests(BATCH)?;
@@ -116,7 +116,6 @@ impl Stage {
                 ],
             );
         }
-        println!("  (events: per CPU second of the control API)");
         Ok(())
     }
 
