@@ -1,7 +1,7 @@
 //! Who may call: the middleware on a real socket, with an issuer on loopback whose keys are the tests' own.
 
 mod gateway;
-mod issuer;
+pub mod issuer;
 mod jwks;
 mod local;
 mod settings;
@@ -24,7 +24,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 /// The time at which every test begins, in seconds since the Unix epoch.
 const NOW: i64 = 1_800_000_000;
-const AUDIENCE: &str = "metering";
+pub const AUDIENCE: &str = "metering";
 const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8080);
 
 #[derive(Parser)]

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use amberflo_sandbox::{Sandbox, SandboxConfig};
+use axum::Router;
 use clap::Parser as _;
 use control_api::app::{self, App};
 use control_api::auth::Auth;
@@ -44,28 +45,8 @@ impl Api {
     /// An API with these flags, and with something in it changed.
     pub async fn start_changed(flags: &[&str], change: impl FnOnce(&mut App)) -> Self {
         let sandbox = Sandbox::new(SandboxConfig::default());
-        let listener = listen().await;
-        let amberflo = format!("http://{}", listener.local_addr().unwrap());
-        tokio::spawn(amberflo_sandbox::serve(listener, sandbox.clone(), std::future::pending()));
-
-        let directory = tempfile::tempdir().unwrap();
-        let stream = format!("local:{}", directory.path().display());
-        let mut arguments = vec!["control-api", "--auth=none", "--amberflo-api-key=sandbox-key"];
-        arguments.extend(["--amberflo-base-url", &amberflo, "--stream", &stream]);
-        arguments.extend(flags);
-        let cli = Cli::parse_from(arguments);
-        cli.settings.check(Some(cli.server.listen)).unwrap();
-        let ready = Ready::default();
-        let keys = api_keys(cli.settings.amberflo.key().unwrap()).await.unwrap();
-        let mut app = App::new(cli.settings, keys, ready.clone()).unwrap();
-        change(&mut app);
-        let app = Arc::new(app);
-        let listener = listen().await;
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let origins = app.settings.cors_origins.clone();
-        let auth = Auth::new(&app.settings.auth, Some(cli.server.listen), origins, app.clock).unwrap();
-        let router = app::router(Arc::clone(&app), auth);
-        tokio::spawn(service::serve(listener, router, std::future::pending()));
+        let amberflo = serve(sandbox.router()).await;
+        let Running { app, url, ready, directory } = Running::start(&amberflo, flags, change).await;
         Self { sandbox, app, url, client: client(), ready, _directory: directory }
     }
 
@@ -84,6 +65,51 @@ impl Api {
         let request = self.request(method, path).header("content-type", "application/json");
         answer(request.body(body.to_string())).await
     }
+}
+
+/// An API in front of whatever answers at a URL.
+pub struct Running {
+    /// What the handlers work with.
+    pub app: Arc<App>,
+    /// Where it answers.
+    pub url: String,
+    /// What /ready answers.
+    pub ready: Ready,
+    /// Where its stream lies.
+    pub directory: TempDir,
+}
+
+impl Running {
+    /// Starts it with these flags, and with something in it changed.
+    pub async fn start(amberflo: &str, flags: &[&str], change: impl FnOnce(&mut App)) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let stream = format!("local:{}", directory.path().display());
+        let mut arguments = vec!["control-api", "--amberflo-api-key=sandbox-key"];
+        arguments.extend(["--amberflo-base-url", amberflo, "--stream", &stream]);
+        if !flags.iter().any(|flag| flag.starts_with("--auth")) {
+            arguments.push("--auth=none");
+        }
+        arguments.extend(flags);
+        let cli = Cli::parse_from(arguments);
+        cli.settings.check(Some(cli.server.listen)).unwrap();
+        let keys = api_keys(cli.settings.amberflo.key().unwrap()).await.unwrap();
+        let ready = Ready::default();
+        let mut app = App::new(cli.settings, keys, ready.clone()).unwrap();
+        change(&mut app);
+        let app = Arc::new(app);
+        let origins = app.settings.cors_origins.clone();
+        let auth = Auth::new(&app.settings.auth, Some(cli.server.listen), origins, app.clock).unwrap();
+        let url = serve(app::router(Arc::clone(&app), auth)).await;
+        Self { app, url, ready, directory }
+    }
+}
+
+/// Serves on a free port for as long as the test's runtime lives; answers the URL.
+pub async fn serve(router: Router) -> String {
+    let listener = listen().await;
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(service::serve(listener, router, std::future::pending()));
+    url
 }
 
 /// Sends the request; status and JSON of its answer.

@@ -1,30 +1,15 @@
 //! Answers that Amberflo might give and the sandbox does not.
 
-use std::sync::Arc;
-
 use axum::Router;
 use axum::routing::{any, get};
-use control_api::app::{self, App};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use shared::backends::api_keys;
-use shared::service;
 
-use crate::harness::{Api, answer, client, listen};
+use crate::harness::{Running, answer, client, serve};
 
 /// The URL of an API before an Amberflo with these endpoints.
 async fn before(amberflo: Router) -> String {
-    let listener = listen().await;
-    let mut settings = Api::start().await.app.settings.clone();
-    settings.amberflo.amberflo_base_url = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(service::serve(listener, amberflo, std::future::pending()));
-
-    let keys = api_keys(settings.amberflo.key().unwrap()).await.unwrap();
-    let app = Arc::new(App::new(settings, keys, service::Ready::default()).unwrap());
-    let listener = listen().await;
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(service::serve(listener, app::router(app).0, std::future::pending()));
-    url
+    Running::start(&serve(amberflo).await, &[], |_| ()).await.url
 }
 
 /// An Amberflo that answers everything with this.

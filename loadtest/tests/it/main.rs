@@ -5,3 +5,4 @@ mod demo;
 mod dev;
 mod end_to_end;
 mod harness;
+mod readme;
