@@ -78,10 +78,10 @@ impl Stage {
         row("", ["median", "99 % of calls"].map(str::to_owned));
         let [direct, through] =
             [direct_times, through_times].map(|times| [0.5, 0.99].map(|p| percentile(times.clone(), p)));
-        let milliseconds = |time: f64| format!("{time:.2} ms");
-        row("the sandbox, asked directly", direct.map(milliseconds));
-        row("through the control API", through.map(milliseconds));
-        row("added", [0, 1].map(|column| milliseconds(through[column] - direct[column])));
+        let microseconds = |milliseconds: f64| format!("{:.0} µs", milliseconds * 1000.0);
+        row("the sandbox, asked directly", direct.map(microseconds));
+        row("through the control API", through.map(microseconds));
+        row("added", [0, 1].map(|column| microseconds(through[column] - direct[column])));
         Ok(())
     }
 
