@@ -78,10 +78,10 @@ impl Stage {
         row("", ["median", "99 % of calls"].map(str::to_owned));
         let [direct, through] =
             [direct_times, through_times].map(|times| [0.5, 0.99].map(|p| percentile(times.clone(), p)));
-        let milliseconds = |time: f64| format!("{time:.2} ms");
-        row("the sandbox, asked directly", direct.map(milliseconds));
-        row("through the control API", through.map(milliseconds));
-        row("added", [0, 1].map(|column| milliseconds(through[column] - direct[column])));
+        let microseconds = |milliseconds: f64| format!("{:.0} µs", milliseconds * 1000.0);
+        row("the sandbox, asked directly", direct.map(microseconds));
+        row("through the control API", through.map(microseconds));
+        row("added", [0, 1].map(|column| microseconds(through[column] - direct[column])));
         Ok(())
     }
 
@@ -93,7 +93,7 @@ impl Stage {
                 "the bus is a local worker, which makes events durable and delivers them meanwhile, on the same cores",
             ],
         );
-        row("", ["requests/s", "per CPU second", "events", "99 % of calls"].map(str::to_owned));
+        row("", ["requests/s", "per CPU second", "events per CPU s", "99 % of calls"].map(str::to_owned));
         let meter = self.meter_request()?;
         let one = self.ingest_requests(1)?;
         let many = self.ingest_requests(BATCH)?;
@@ -116,7 +116,6 @@ impl Stage {
                 ],
             );
         }
-        println!("  (events: per CPU second of the control API)");
         Ok(())
     }
 
