@@ -19,6 +19,7 @@ use crate::amberflo::data;
 use crate::app::App;
 use crate::extract::{Json, Properties, Query};
 use crate::problem::{Problem, ProblemBody};
+use crate::surroundings::audit::Audit;
 
 const PATH: &str = "/ingest-snapshot/custom-filtering-rules";
 const OPERATION: &str = "filtering_rules";
@@ -96,10 +97,12 @@ struct FilteringRule {
 )]
 pub async fn cancel(
     State(app): State<Arc<App>>,
+    audit: Audit,
     query: Query,
     Json(mut rule): Json<Properties>,
 ) -> Result<Response, Problem> {
     query.only(&[DRY_RUN])?;
+    audit.note("rule", &rule);
     let dry_run = query.parsed(DRY_RUN, "true or false")?.unwrap_or(false);
     let range = check(&rule, app.clock)?;
     if dry_run {

@@ -9,7 +9,6 @@ use axum::extract::State;
 use axum::response::Response;
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 use serde_json::value::RawValue;
 use shared::backend::BackendError;
 use shared::dead_letter::DeadLetter;
@@ -24,7 +23,7 @@ use super::Data;
 use crate::app::{App, Queues};
 use crate::extract::{Json, Query};
 use crate::problem::{Problem, ProblemBody};
-use crate::surroundings::audit::noted;
+use crate::surroundings::audit::Audit;
 
 /// The time for the work of one request. A letter stays hidden for a minute, and a caller waits for half of one.
 const WORK_TIME: Duration = Duration::from_secs(20);
@@ -107,29 +106,29 @@ fn fitting(letters: &[DeadLetter]) -> (Vec<Box<RawValue>>, bool) {
 }
 
 /// Which letters are sent again, and how.
-#[derive(Deserialize, ToSchema)]
+#[derive(Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RedriveRequest {
     /// Only letters with one of these reasons. `conflict` must be named to be meant.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Vec<String>>, example = json!(["rejected"]))]
     reason: Option<Vec<String>>,
     /// Only letters of this tenant.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     tenant_id: Option<String>,
     /// Only letters of this meter.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     meter_api_name: Option<String>,
     /// Only the letter of the record at this place of the stream.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     sequence_number: Option<String>,
     /// At most so many; all if not given.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<u64>, minimum = 1)]
     limit: Option<NonZeroU64>,
     /// A JSON merge patch (RFC 7396) of the payload as it arrived: of the envelope, so a usage event's members are under
     /// `detail`, or of the bare event. It needs `reason`, and is written to the audit log.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>, example = json!({"detail": {"meterApiName": "api-calls"}}))]
     patch: Option<Box<RawValue>>,
 }
@@ -170,10 +169,12 @@ pub struct RedriveRequest {
 )]
 pub async fn redrive(
     State(app): State<Arc<App>>,
+    audit: Audit,
     query: Query,
     Json(request): Json<RedriveRequest>,
 ) -> Result<Response, Problem> {
     query.only(&["confirm"])?;
+    audit.note("request", &request);
     let reasons = request.reason.map(|names| reasons(names.iter().map(String::as_str))).transpose()?;
     let names_conflict = reasons.as_ref().is_some_and(|reasons| reasons.contains(&Reason::Conflict));
     let conflicts = match (query.one("confirm")?, names_conflict) {
@@ -216,10 +217,12 @@ pub async fn redrive(
         deadline: Some(Instant::now() + WORK_TIME),
     };
     let queues = queues(&app).await?;
-    let report =
-        redrive::run(&*queues.dead_letters, &*queues.stream, &options).await.map_err(|stopped| stop(&stopped))?;
-    let note = json!({"redriven": report.totals.redriven, "byReason": report.by_reason, "patch": request.patch});
-    Ok(noted(Data::ok(report), &note))
+    let report = redrive::run(&*queues.dead_letters, &*queues.stream, &options)
+        .await
+        .map_err(|stopped| stop(&audit, &stopped))?;
+    audit.note("redriven", &report.totals.redriven);
+    audit.note("byReason", &report.by_reason);
+    Ok(Data::ok(report))
 }
 
 /// Removes dead letters for good: their usage is never billed.
@@ -248,7 +251,7 @@ pub async fn redrive(
         (status = "default", description = "A problem", body = ProblemBody, content_type = "application/problem+json"),
     )
 )]
-pub async fn remove(State(app): State<Arc<App>>, query: Query) -> Result<Response, Problem> {
+pub async fn remove(State(app): State<Arc<App>>, audit: Audit, query: Query) -> Result<Response, Problem> {
     query.only(&[&FILTERS[..], &["confirm"]].concat())?;
     let filter = filter(&query)?;
     let confirmed = query.one("confirm")?;
@@ -258,9 +261,10 @@ pub async fn remove(State(app): State<Arc<App>>, query: Query) -> Result<Respons
         return Err(Problem::bad_request(format!("confirm: {given}; allowed is the queue's name, {}", queue.name())));
     }
     let deadline = Some(Instant::now() + WORK_TIME);
-    let purged = purge(queue, &filter, app.clock.now(), deadline).await.map_err(|stopped| stop(&stopped))?;
-    let note = json!({"queue": queue.name(), "removed": purged.removed, "byReason": purged.by_reason});
-    Ok(noted(Data::ok(purged), &note))
+    let purged = purge(queue, &filter, app.clock.now(), deadline).await.map_err(|stopped| stop(&audit, &stopped))?;
+    audit.note("queue", &queue.name());
+    audit.note("byReason", &purged.by_reason);
+    Ok(Data::ok(purged))
 }
 
 fn filter(query: &Query) -> Result<Filter, Problem> {
@@ -298,7 +302,8 @@ async fn queues(app: &App) -> Result<&Queues, Problem> {
 }
 
 /// A failure in the middle, with what was done until then.
-fn stop<T: Serialize>(stopped: &Stopped<T>) -> Problem {
+fn stop<T: Serialize>(audit: &Audit, stopped: &Stopped<T>) -> Problem {
+    audit.note("done", &stopped.done);
     let done = serde_json::to_value(&stopped.done).unwrap_or_default();
     failed(&stopped.error).with("done", done)
 }

@@ -11,7 +11,6 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use http::{HeaderMap, StatusCode};
 use serde::Serialize;
-use serde_json::json;
 use tokio::time::Instant;
 use utoipa::ToSchema;
 
@@ -22,7 +21,7 @@ use crate::bus::NotPut;
 use crate::extract::body;
 use crate::problem::{Problem, ProblemBody};
 use crate::surroundings::IDEMPOTENCY_KEY;
-use crate::surroundings::audit::noted;
+use crate::surroundings::audit::Audit;
 use batch::{Event, EventError, Ids, Judge, Repeatable};
 use schema::Body;
 
@@ -107,6 +106,7 @@ struct EventOutcome {
 pub async fn post(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
+    audit: Audit,
     request: Request,
 ) -> Result<Response, Problem> {
     let timeout = app.settings.limits.request_timeout;
@@ -120,6 +120,9 @@ pub async fn post(
 
     let details: Vec<&str> = judged.iter().flatten().map(|event| &*event.detail).collect();
     let put = app.bus.put(&details, now, deadline).await;
+    audit.note("accepted", &put.iter().flatten().count());
+    audit.note("notPut", &(put.len() - put.iter().flatten().count()));
+    audit.note("rejected", &(judged.len() - put.len()));
     answer(judged, put)
 }
 
@@ -170,8 +173,7 @@ fn answer(judged: Vec<Result<Event, EventError>>, put: Vec<Result<String, NotPut
             _ => format!("all {rejected} events are refused; `events` says why"),
         }),
         None => {
-            let answer = Data::with(StatusCode::ACCEPTED, Ingested { accepted, rejected, events });
-            return Ok(noted(answer, &json!({ "accepted": accepted, "rejected": rejected })));
+            return Ok(Data::with(StatusCode::ACCEPTED, Ingested { accepted, rejected, events }));
         }
         Some(not_put) if not_put.is_final => Problem::bad_gateway(not_put_text(failed.len(), not_put)),
         Some(not_put) => Problem::new(StatusCode::SERVICE_UNAVAILABLE, not_put_text(failed.len(), not_put))

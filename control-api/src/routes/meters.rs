@@ -15,6 +15,7 @@ use crate::amberflo::data;
 use crate::app::App;
 use crate::extract::{Id, Json, Properties, Query};
 use crate::problem::{Problem, ProblemBody};
+use crate::surroundings::audit::Audit;
 
 pub(super) const PATH: &str = "/meters";
 pub(super) const OPERATION: &str = "meters";
@@ -63,10 +64,12 @@ struct Meter {
 )]
 pub async fn create(
     State(app): State<Arc<App>>,
+    audit: Audit,
     query: Query,
     Json(meter): Json<Properties>,
 ) -> Result<Response, Problem> {
     query.only(&[])?;
+    audit.note("meter", &meter);
     meter.require_texts(&REQUIRED)?;
     let created = app.amberflo.send_once(OPERATION, Method::POST, PATH, &meter).await?;
     Ok(Data::with(StatusCode::CREATED, data(&created)))
@@ -112,10 +115,12 @@ pub async fn get(State(app): State<Arc<App>>, Id(id): Id, query: Query) -> Resul
 pub async fn update(
     State(app): State<Arc<App>>,
     Id(id): Id,
+    audit: Audit,
     query: Query,
     Json(mut meter): Json<Properties>,
 ) -> Result<Response, Problem> {
     query.only(&[])?;
+    audit.note("meter", &meter);
     meter.require_texts(&REQUIRED)?;
     if meter.has("id") && meter.text("id").as_deref() != Some(id.as_str()) {
         return Err(Problem::bad_request("the body: id differs from the id in the path; leave it out"));

@@ -1,13 +1,17 @@
 //! Mutations: each is carried to its end, whether or not somebody waits for it, and leaves one line that says who did
 //! what, on what, and how it ended.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use axum::extract::{MatchedPath, Request, State};
+use axum::extract::{FromRequestParts, MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use http::request::Parts;
 use http::{Method, StatusCode};
 use serde::Serialize;
+use serde_json::value::{RawValue, to_raw_value};
 use tokio::time::timeout;
 use tracing::Instrument as _;
 
@@ -19,16 +23,32 @@ use crate::problem::Problem;
 /// The target of audit lines in the log; they are written whatever LOG says of other lines.
 pub const TARGET: &str = "audit";
 
-/// What a handler wants in the audit line of its request: JSON, without secrets.
-#[derive(Clone, Debug)]
-pub struct Note(String);
+/// What a handler wants in the audit line of its request: names, and values without secrets. What it notes before it acts
+/// is in the line however the act ends.
+#[derive(Clone, Debug, Default)]
+pub struct Audit(Arc<Mutex<BTreeMap<&'static str, Box<RawValue>>>>);
 
-/// Adds a note to the audit line of the request that this answers.
-pub fn noted(mut response: Response, note: &impl Serialize) -> Response {
-    if let Ok(note) = serde_json::to_string(note) {
-        response.extensions_mut().insert(Note(note));
+impl Audit {
+    /// Adds a value.
+    pub fn note(&self, name: &'static str, value: &impl Serialize) {
+        if let Ok(value) = to_raw_value(value) {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(name, value);
+        }
     }
-    response
+
+    /// All values as one JSON object; `None` where there are none.
+    fn json(&self) -> Option<String> {
+        let notes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        (!notes.is_empty()).then(|| serde_json::to_string(&*notes).unwrap_or_default())
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Audit {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        Ok(parts.extensions.get().cloned().unwrap_or_default())
+    }
 }
 
 /// Lets the outer layers know who called.
@@ -42,7 +62,7 @@ pub async fn name_the_caller(request: Request, next: Next) -> Response {
 }
 
 /// Ends every request in time; a mutation goes on behind that, and is audited.
-pub async fn to_its_end(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+pub async fn to_its_end(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let in_time = app.settings.limits.request_timeout;
     let late = |what: &str| {
         let detail = format!("no answer within {}{what}", humantime::format_duration(in_time));
@@ -52,6 +72,7 @@ pub async fn to_its_end(State(app): State<Arc<App>>, request: Request, next: Nex
         return timeout(in_time, next.run(request)).await.unwrap_or_else(|_| late(""));
     }
     let line = Line::of(&request);
+    request.extensions_mut().insert(line.audit.clone());
     // In a task of its own: a caller who goes away must not leave a meter half deleted, or a letter published but not
     // removed.
     let task = async move {
@@ -72,6 +93,7 @@ struct Line {
     action: String,
     path: String,
     request_id: String,
+    audit: Audit,
 }
 
 impl Line {
@@ -82,6 +104,7 @@ impl Line {
             action: format!("{} {route}", request.method()),
             path: request.uri().path_and_query().map(ToString::to_string).unwrap_or_default(),
             request_id: id.unwrap_or_default(),
+            audit: Audit::default(),
         }
     }
 
@@ -89,8 +112,8 @@ impl Line {
         let caller = response.extensions().get::<Caller>();
         let subject = caller.map_or("unknown", |caller| &*caller.subject);
         let client = caller.and_then(|caller| caller.client.as_deref());
-        let note = response.extensions().get::<Note>().map(|note| &*note.0);
-        let Self { action, path, request_id } = self;
+        let note = self.audit.json();
+        let Self { action, path, request_id, .. } = self;
         let status = response.status().as_u16();
         tracing::info!(target: TARGET, subject, client, action, path, status, note, request_id, "mutation");
     }

@@ -115,7 +115,7 @@ async fn sandbox() -> (Sandbox, SocketAddr) {
 
 #[tokio::test]
 async fn every_mutation_leaves_one_line_whatever_the_log_level() {
-    let (dir, (_sandbox, amberflo)) = (TempDir::new().unwrap(), sandbox().await);
+    let (dir, (sandbox, amberflo)) = (TempDir::new().unwrap(), sandbox().await);
     let mut process = Process::start(dir.path(), amberflo, &[("LOG", "warn,control_api::app=info")]).await;
     let client = client();
     let redrive = |body: &'static str| {
@@ -126,6 +126,13 @@ async fn every_mutation_leaves_one_line_whatever_the_log_level() {
     assert_eq!(redrive("{").await.unwrap().status(), StatusCode::BAD_REQUEST);
     let request = client.delete(format!("{}/dead-letters?confirm=local", process.api));
     assert_eq!(request.header("origin", "https://evil.example").send().await.unwrap().status(), StatusCode::FORBIDDEN);
+    // What was attempted is in the line, although nobody knows how it ended.
+    let failing = r#"{"operations": ["filtering_rules"], "fail_after": {}}"#;
+    sandbox.set_faults(amberflo_sandbox::Faults::from_json(failing.as_bytes()).unwrap()).unwrap();
+    let rule =
+        r#"{"id": "r", "meterApiName": "m", "ingestionTimeRange": {"startTimeInSeconds": 1, "endTimeInSeconds": 2}}"#;
+    let request = client.delete(format!("{}/usage", process.api)).header("content-type", "application/json");
+    assert_eq!(request.body(rule).send().await.unwrap().status(), StatusCode::BAD_GATEWAY);
     let read = client.get(format!("{}/dead-letters", process.api)).send().await.unwrap();
     assert_eq!(read.status(), StatusCode::OK);
     let metrics = client.get(format!("{}/metrics", process.admin)).send().await.unwrap().text().await.unwrap();
@@ -142,6 +149,9 @@ async fn every_mutation_leaves_one_line_whatever_the_log_level() {
     assert_eq!(process.line("mutation").await["status"], 400);
     let line = process.line("mutation").await;
     assert_eq!((&line["subject"], &line["path"]), (&"unknown".into(), &"/dead-letters?confirm=local".into()), "{line}");
+    let line = process.line("mutation").await;
+    let note: Value = serde_json::from_str(line["note"].as_str().unwrap()).unwrap();
+    assert_eq!((&line["status"], &note["rule"]["id"]), (&502.into(), &"r".into()), "{line}");
     assert_eq!(process.terminate().await, Some(0));
     while let Some(line) = process.log.next_line().await.unwrap() {
         assert!(!line.contains("mutation"), "a read is no mutation: {line}");
