@@ -67,13 +67,20 @@ pub async fn list(State(app): State<Arc<App>>, query: Query) -> Result<Response,
         (Some(token), None) | (None, Some(token)) => Some(Token::read(token, name)?),
         (None, None) => None,
     };
-    let filter: Vec<_> = name.map(|name| (NAME, name)).into_iter().collect();
-    let meters = data(&app.amberflo.get(OPERATION, PATH, None, &filter).await?);
+    let meters = match name {
+        Some(name) => named(&app, name).await?,
+        None => data(&app.amberflo.get(OPERATION, PATH, None, &[]).await?),
+    };
     if limit.is_none() && after.is_none() {
         return Ok(Json(MeterPage { data: meters, next_token: None, sbt_next_token: None }).into_response());
     }
     let limit = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
     page(&meters, limit, after, name).map(|page| Json(page).into_response())
+}
+
+/// The meters with this name: one, or none.
+pub(super) async fn named(app: &App, name: &str) -> Result<Box<RawValue>, Problem> {
+    Ok(data(&app.amberflo.get(OPERATION, PATH, None, &[(NAME, name)]).await?))
 }
 
 /// What the meters are sorted by. No two have the same id.

@@ -20,7 +20,8 @@ use crate::problem::{Problem, ProblemBody};
 
 const PATH: &str = "/usage";
 const OPERATION: &str = "usage";
-const CUSTOMER: &str = "customerId";
+pub(super) const CUSTOMER: &str = "customerId";
+const TENANT: &str = "tenantId";
 const DIMENSION: &str = "dimension.";
 
 /// The length of the intervals into which usage is grouped; they begin at UTC's hours, days, weeks and months.
@@ -91,7 +92,7 @@ pub(super) struct UsageQuery<'a> {
         ("aggregation" = inline(Option<Aggregation>), Query,
             description = "What is made of the events of an interval. Default: the meter's own"),
         ("groupBy" = inline(Option<Vec<NonEmpty>>), Query, explode,
-            description = "A dimension by whose values to group, or `customerId` for the tenant. May be repeated"),
+            description = "A dimension by whose values to group, or `tenantId`, which Amberflo answers as `customerId`. May be repeated"),
         ("tenantId" = Option<String>, Query, min_length = 1, description = "Only the usage of this tenant"),
         ("dimension.NAME" = inline(Option<Vec<NonEmpty>>), Query, explode,
             description = "Only usage with this value of the dimension NAME, as in `dimension.region=eu`. Repeated with \
@@ -111,7 +112,7 @@ pub(super) struct UsageQuery<'a> {
 )]
 pub async fn get(State(app): State<Arc<App>>, Id(id): Id, query: Query) -> Result<Response, Problem> {
     let [start, end] = TimeRange::NAMES;
-    let own = ["meterApiName", start, end, "timeGroupingInterval", "aggregation", "groupBy", "tenantId", DIMENSION];
+    let own = ["meterApiName", start, end, "timeGroupingInterval", "aggregation", "groupBy", TENANT, DIMENSION];
     query.only(&own)?;
     let name = query.one("meterApiName")?;
     let time_range = TimeRange::of_query(&query, app.clock)?;
@@ -126,7 +127,7 @@ pub async fn get(State(app): State<Arc<App>>, Id(id): Id, query: Query) -> Resul
         time_grouping_interval: interval,
         time_range,
         aggregation,
-        group_by: query.all("groupBy").collect(),
+        group_by: query.all("groupBy").map(|name| if name == TENANT { CUSTOMER } else { name }).collect(),
         filter,
     };
     let answer = deadline.share(1, ask(&app, &usage)).await?;
@@ -160,7 +161,7 @@ fn filter(query: &Query) -> Result<BTreeMap<&str, Vec<&str>>, Problem> {
             name => filter.entry(name).or_default().push(value),
         }
     }
-    if let Some(tenant) = query.one("tenantId")? {
+    if let Some(tenant) = query.one(TENANT)? {
         filter.insert(CUSTOMER, vec![tenant]);
     }
     Ok(filter)
