@@ -17,6 +17,9 @@ use crate::problem::Problem;
 /// The largest answer that is passed on: a query of usage answers at most 6 MB.
 /// Source: Amberflo's documented guardrails.
 const MAX_ANSWER_BYTES: usize = 16 << 20;
+const PROBE: &str = "probe";
+/// How often Amberflo is asked while it refuses our key.
+const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 /// The waits before a call is made again.
 const WAITS: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(1)];
 /// A `Retry-After` up to this is waited for where the call may be repeated; a longer one is the caller's to wait for.
@@ -47,6 +50,27 @@ impl Amberflo {
         Deadline(Instant::now() + self.timeout.mul_f64(0.95))
     }
 
+    /// Asks for a meter that nobody has, to find out whether Amberflo takes our key; `ready` says so then. Where Amberflo
+    /// does not answer nothing is known, and nothing changes.
+    pub async fn probe(&self) {
+        let (method, query) = (Method::GET, &[("meterApiName", "metering:probe")][..]);
+        let call = Call { operation: PROBE, method, path: "/meters", id: None, query, body: Bytes::new() };
+        if let Err(error) = self.attempt(&call).await {
+            tracing::debug!(%error, "the probe failed");
+        }
+    }
+
+    /// Probes every few seconds while Amberflo refuses our key, for ever: behind a load balancer that takes a service out
+    /// that is not ready, no request comes that could show that the key is good again.
+    pub async fn probe_while_not_ready(&self) {
+        loop {
+            sleep(PROBE_INTERVAL).await;
+            if !self.ready.get() {
+                self.probe().await;
+            }
+        }
+    }
+
     /// `GET path/id?query`.
     ///
     /// # Errors
@@ -58,35 +82,8 @@ impl Amberflo {
         id: Option<&Segment>,
         query: &[(&str, &str)],
     ) -> Result<Bytes, Problem> {
-        self.repeatable(&Call { operation, method: Method::GET, path, id, query, body: Bytes::new() }).await
-    }
-
-    /// A call with a JSON body that does the same however often it is made.
-    ///
-    /// # Errors
-    /// What the caller is to be told.
-    pub async fn send_repeatable(
-        &self,
-        operation: &'static str,
-        method: Method,
-        path: &'static str,
-        body: &impl Serialize,
-    ) -> Result<Bytes, Problem> {
-        self.repeatable(&Call { operation, method, path, id: None, query: &[], body: json(body)? }).await
-    }
-
-    /// A call with a JSON body that must not be made twice: one whose answer is lost may have been carried out.
-    ///
-    /// # Errors
-    /// What the caller is to be told.
-    pub async fn send_once(
-        &self,
-        operation: &'static str,
-        method: Method,
-        path: &'static str,
-        body: &impl Serialize,
-    ) -> Result<Bytes, Problem> {
-        self.once(&Call { operation, method, path, id: None, query: &[], body: json(body)? }).await
+        let call = Call { operation, method: Method::GET, path, id, query, body: Bytes::new() };
+        self.make(&call, Effect::Reads).await
     }
 
     /// `DELETE path/id`.
@@ -95,18 +92,36 @@ impl Amberflo {
     /// What the caller is to be told.
     pub async fn delete(&self, operation: &'static str, path: &'static str, id: &Segment) -> Result<Bytes, Problem> {
         let call = Call { operation, method: Method::DELETE, path, id: Some(id), query: &[], body: Bytes::new() };
-        self.repeatable(&call).await
+        self.make(&call, Effect::Replaces).await
     }
 
-    async fn repeatable(&self, call: &Call<'_>) -> Result<Bytes, Problem> {
+    /// A call with a JSON body.
+    ///
+    /// # Errors
+    /// What the caller is to be told.
+    pub async fn send(
+        &self,
+        operation: &'static str,
+        (effect, method): (Effect, Method),
+        path: &'static str,
+        body: &impl Serialize,
+    ) -> Result<Bytes, Problem> {
+        self.make(&Call { operation, method, path, id: None, query: &[], body: json(body)? }, effect).await
+    }
+
+    async fn make(&self, call: &Call<'_>, effect: Effect) -> Result<Bytes, Problem> {
         let started = Instant::now();
         let mut waits = WAITS.into_iter();
+        // Whether an attempt may have been carried out: then it is so whatever the last one is answered.
+        let mut is_ambiguous = false;
         loop {
             let error = match self.attempt(call).await {
                 Ok(body) => return Ok(body),
                 Err(error) => error,
             };
+            is_ambiguous |= effect != Effect::Reads && may_be_done(&error);
             let wait = match error.decision {
+                _ if effect == Effect::Creates => None,
                 Decision::Backoff(wait) | Decision::SlowDown(wait) => waits.next().map(|least| match wait {
                     Some(wait) => wait.max(least),
                     None => least.mul_f64(0.5 + fastrand::f64()),
@@ -119,13 +134,9 @@ impl Amberflo {
                     tracing::debug!(operation = call.operation, %error, ?wait, "trying again");
                     sleep(wait).await;
                 }
-                _ => return Err(problem(&error, true)),
+                _ => return Err(problem(&error, is_ambiguous)),
             }
         }
-    }
-
-    async fn once(&self, call: &Call<'_>) -> Result<Bytes, Problem> {
-        self.attempt(call).await.map_err(|error| problem(&error, false))
     }
 
     /// One attempt, or two where the key has changed since: a call whose key is refused is not carried out.
@@ -141,7 +152,13 @@ impl Amberflo {
         }
         match &result {
             Err(error) if is_about_our_key(error) => {
-                tracing::error!(operation = call.operation, %error, "Amberflo refuses our key");
+                if self.ready.get() || call.operation != PROBE {
+                    tracing::error!(
+                        operation = call.operation,
+                        status = error.status.map(|s| s.as_u16()),
+                        "Amberflo refuses our key"
+                    );
+                }
                 self.ready.set(false);
             }
             // Who looks at what was asked for has let us in.
@@ -151,6 +168,17 @@ impl Amberflo {
         }
         result
     }
+}
+
+/// What a call does in Amberflo.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Nothing.
+    Reads,
+    /// The same however often it is made.
+    Replaces,
+    /// More each time it is made: one whose answer is lost is not repeated.
+    Creates,
 }
 
 /// When the last of several calls must have ended.
@@ -178,35 +206,56 @@ fn json(body: &impl Serialize) -> Result<Bytes, Problem> {
     serde_json::to_vec(body).map(Bytes::from).map_err(|error| Problem::bad_request(format!("the body: {error}")))
 }
 
-/// A failed call in the caller's terms. After a repeatable one the caller may simply try again.
-fn problem(error: &ApiError, is_repeatable: bool) -> Problem {
-    let unknown =
-        if is_repeatable { "" } else { "; it may have been carried out all the same: look before you try again" };
+/// Whether a call that ended so may have been carried out.
+fn may_be_done(error: &ApiError) -> bool {
     match error.status {
-        None if error.timed_out => {
-            Problem::new(StatusCode::GATEWAY_TIMEOUT, format!("Amberflo did not answer in time{unknown}"))
-        }
-        None => Problem::bad_gateway(format!("Amberflo could not be reached: {}{unknown}", error.answer)),
-        Some(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => Problem::bad_gateway(
-            "Amberflo refuses our API key: an operator must set a valid one (AMBERFLO_API_KEY or its secret)",
-        ),
-        Some(StatusCode::TOO_MANY_REQUESTS) => {
-            let Decision::SlowDown(wait) = error.decision else { return too_many(error) };
-            too_many(error).with_retry_after(Some(wait.unwrap_or(Duration::from_secs(1))))
-        }
-        Some(status) if status.is_client_error() => Problem::new(status, format!("Amberflo: {}", error.answer)),
-        Some(status) if status.is_server_error() => {
-            Problem::bad_gateway(format!("Amberflo answered {status}: {}{unknown}", error.answer))
-        }
-        // A redirect, or a page where JSON belongs.
-        Some(status) => Problem::bad_gateway(format!(
-            "what answers at AMBERFLO_BASE_URL is not Amberflo's API: it answered {status}{unknown}"
-        )),
+        None => true,
+        Some(StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY) => true,
+        Some(status) => !status.is_client_error(),
     }
 }
 
-fn too_many(error: &ApiError) -> Problem {
-    Problem::new(StatusCode::TOO_MANY_REQUESTS, format!("Amberflo: too many requests: {}", error.answer))
+/// A failed call in the caller's terms. Of an ambiguous one nobody knows whether it was carried out.
+fn problem(error: &ApiError, is_ambiguous: bool) -> Problem {
+    let answer = &error.answer;
+    let (status, detail) = match error.status {
+        None if error.timed_out => (StatusCode::GATEWAY_TIMEOUT, "Amberflo did not answer in time".to_owned()),
+        None if error.decision == Decision::Split => {
+            (StatusCode::BAD_GATEWAY, format!("Amberflo: {answer}: ask for less"))
+        }
+        None => (StatusCode::BAD_GATEWAY, format!("Amberflo could not be reached: {answer}")),
+        Some(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
+            let detail =
+                "Amberflo refuses our API key: an operator must set a valid one (AMBERFLO_API_KEY or its secret)";
+            (StatusCode::BAD_GATEWAY, detail.to_owned())
+        }
+        Some(status @ StatusCode::TOO_MANY_REQUESTS) => (status, format!("Amberflo: too many requests: {answer}")),
+        Some(StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY) => {
+            (StatusCode::GATEWAY_TIMEOUT, format!("Amberflo: {answer}"))
+        }
+        Some(status) if status.is_client_error() && status != StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
+            (status, format!("Amberflo: {answer}"))
+        }
+        Some(status) if status.is_server_error() => {
+            (StatusCode::BAD_GATEWAY, format!("Amberflo answered {status}: {answer}"))
+        }
+        // A redirect, or a page where JSON belongs.
+        Some(status) => {
+            let detail = format!("what answers at AMBERFLO_BASE_URL is not Amberflo's API: it answered {status}");
+            (StatusCode::BAD_GATEWAY, detail)
+        }
+    };
+    let wait = match error.decision {
+        Decision::SlowDown(wait) => Some(wait.unwrap_or(Duration::from_secs(1))),
+        _ => None,
+    };
+    if !is_ambiguous {
+        return Problem::new(status, detail).with_retry_after(wait);
+    }
+    // Not a refusal, although the last attempt was answered with one.
+    let status = if status.is_client_error() { StatusCode::BAD_GATEWAY } else { status };
+    let detail = format!("{detail}; it may have been carried out all the same: look before you try again");
+    Problem::new(status, detail).with_retry_after(wait)
 }
 
 /// An answer of Amberflo as JSON, untouched: text that is not JSON becomes a string, nothing becomes `{}`.

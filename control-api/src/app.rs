@@ -13,7 +13,8 @@ use shared::backend::{DeadLetters, Stream};
 use shared::backends::{Backends, api_keys};
 use shared::clock::Clock;
 use shared::event::EventRules;
-use shared::service::{self, Ready};
+use shared::service::{self, ConfigError, Ready};
+use shared::settings::{StreamName, warn_of_clear_text};
 use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -26,6 +27,9 @@ use crate::bus::Bus;
 use crate::config::{Cli, ServerArgs, Settings};
 use crate::problem::Problem;
 use crate::{routes, surroundings};
+
+/// How long the start waits to find out whether Amberflo takes our key.
+const PROBE_TIME: Duration = Duration::from_secs(3);
 
 /// What the handlers work with.
 pub struct App {
@@ -73,6 +77,14 @@ impl App {
     /// The setting, and what is wrong with what it names.
     pub async fn queues(&self) -> anyhow::Result<&Queues> {
         let open = async || {
+            // What the worker does not use is not its queue, and an empty one looks as if all were well.
+            if let StreamName::Local(directory) = &self.settings.backends.stream
+                && !directory.is_dir()
+            {
+                let given = &self.settings.backends.stream;
+                let text = format!("STREAM: {given}: there is no such directory; give the worker's, or start it first");
+                return Err(ConfigError(text).into());
+            }
             // Pruning is the worker's: the retention counts for nothing here.
             let backends = Backends::open(&self.settings.backends, Duration::MAX).await?;
             let dead_letters = backends.dead_letters(&self.settings.backends).await?;
@@ -124,6 +136,9 @@ async fn serve(settings: Settings, server: &ServerArgs) -> anyhow::Result<ExitCo
     app.bus.open().await?;
     let auth = Auth::new(&app.settings.auth, Some(server.listen), app.settings.cors_origins.clone(), app.clock)?;
     auth.warm().await;
+    ready.set(true);
+    // An Amberflo that does not answer must not keep the API from starting.
+    let _ = timeout(PROBE_TIME, app.amberflo.probe()).await;
     let listener = service::bind("LISTEN", server.listen).await?;
     let admin_listener = service::bind("ADMIN_LISTEN", server.admin_listen).await?;
     tracing::info!(
@@ -132,9 +147,12 @@ async fn serve(settings: Settings, server: &ServerArgs) -> anyhow::Result<ExitCo
         api = format!("http://{}", listener.local_addr()?),
         admin = format!("http://{}", admin_listener.local_addr()?),
         stream = %app.settings.backends.stream,
+        auth = ?app.settings.auth.auth,
+        issuer = app.settings.auth.jwt_issuer,
         amberflo = app.settings.amberflo.amberflo_base_url,
         "started"
     );
+    warn_of_clear_text(&app.settings.amberflo.amberflo_base_url);
 
     let (stop, end) = (CancellationToken::new(), CancellationToken::new());
     let mut servers = JoinSet::new();
@@ -144,6 +162,8 @@ async fn serve(settings: Settings, server: &ServerArgs) -> anyhow::Result<ExitCo
     background.spawn(service::metrics_upkeep(registry));
     let refresh = app.settings.amberflo.api_key_refresh;
     background.spawn(async move { keys.refresh_every(refresh).await });
+    let probed = Arc::clone(&app);
+    background.spawn(async move { probed.amberflo.probe_while_not_ready().await });
     let router = router(Arc::clone(&app), auth);
     let mutations = app.mutations.clone();
     let stopped = stop.clone().cancelled_owned();
@@ -154,7 +174,6 @@ async fn serve(settings: Settings, server: &ServerArgs) -> anyhow::Result<ExitCo
         mutations.wait().await;
         std::io::Result::Ok(())
     });
-    ready.set(true);
 
     tokio::select! {
         Some(signal) = signals.recv() => tracing::info!(signal, "draining"),
@@ -168,7 +187,7 @@ async fn serve(settings: Settings, server: &ServerArgs) -> anyhow::Result<ExitCo
             anyhow::bail!("the server ended by itself");
         }
     }
-    ready.set(false);
+    ready.close();
     stop.cancel();
     tokio::select! {
         drained = timeout(server.shutdown_grace, api) => match drained {

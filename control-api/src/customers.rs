@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use shared::amberflo::Segment;
 
-use crate::amberflo::Amberflo;
+use crate::amberflo::{Amberflo, Effect};
 use crate::problem::Problem;
 
 const PATH: &str = "/customers";
@@ -134,6 +134,12 @@ pub async fn apply(amberflo: &Amberflo, change: Change, detail: &Value) -> Resul
     }
 }
 
+/// The tenant that an event's `detail` is about, if it says so.
+#[must_use]
+pub fn tenant_id(detail: &Value) -> Option<String> {
+    Tenant::read(detail).ok().map(|tenant| tenant.id.as_str().to_owned())
+}
+
 type Failed = (&'static str, Problem);
 
 async fn onboard(amberflo: &Amberflo, tenant: &Tenant) -> Result<Outcome, Failed> {
@@ -146,7 +152,7 @@ async fn onboard(amberflo: &Amberflo, tenant: &Tenant) -> Result<Outcome, Failed
     if let Some(email) = &tenant.email {
         customer.insert("customerEmail".to_owned(), email.as_str().into());
     }
-    match amberflo.send_once(OPERATION, Method::POST, PATH, &customer).await {
+    match amberflo.send(OPERATION, (Effect::Creates, Method::POST), PATH, &customer).await {
         Ok(_) => Ok(Outcome::Created),
         // It may exist all the same: by another event, or by this call, whose answer was lost.
         Err(problem) => match read(amberflo, tenant).await {
@@ -174,7 +180,7 @@ async fn update(amberflo: &Amberflo, tenant: &Tenant, known: Customer) -> Result
     }
     // Stages move forward only: one that was read a moment ago may be past.
     customer.remove("lifecycleStage");
-    let done = amberflo.send_repeatable(OPERATION, Method::PUT, PATH, &customer).await;
+    let done = amberflo.send(OPERATION, (Effect::Replaces, Method::PUT), PATH, &customer).await;
     done.map(|_| Outcome::Updated).map_err(|problem| ("updating it", problem))
 }
 
@@ -186,7 +192,7 @@ async fn offboard(amberflo: &Amberflo, tenant: &Tenant) -> Result<Outcome, Faile
         Some(_) => {}
     }
     let stage = json!({ "customerId": tenant.id.as_str(), "lifecycleStage": OFFBOARDED });
-    match amberflo.send_repeatable(OPERATION, Method::PUT, STAGE_PATH, &stage).await {
+    match amberflo.send(OPERATION, (Effect::Replaces, Method::PUT), STAGE_PATH, &stage).await {
         Ok(_) => Ok(Outcome::Offboarded),
         // Amberflo refuses a move to where the customer is already: a first attempt may have succeeded unseen.
         Err(problem) => match read(amberflo, tenant).await {

@@ -1,6 +1,7 @@
 //! What a request carries, read strictly: what is wrong with it is a [`Problem`] that names it.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -9,8 +10,8 @@ use axum::extract::rejection::BytesRejection;
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use http::StatusCode;
 use http::request::Parts;
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::de::{DeserializeOwned, Error as _, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 use shared::amberflo::Segment;
 use tokio::time::timeout;
@@ -73,9 +74,35 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
 }
 
 /// A JSON object that is passed on: its values keep their text, so that no digit is lost.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize)]
 #[serde(transparent)]
 pub struct Properties(BTreeMap<String, Box<RawValue>>);
+
+impl<'de> Deserialize<'de> for Properties {
+    /// A name that is given twice says two things, and which of them counts would be chance.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members;
+        impl<'de> Visitor<'de> for Members {
+            type Value = Properties;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Properties, A::Error> {
+                let mut members = BTreeMap::new();
+                while let Some((name, value)) = map.next_entry::<String, Box<RawValue>>()? {
+                    if members.contains_key(&name) {
+                        return Err(A::Error::custom(format!("{name:?} is given twice")));
+                    }
+                    members.insert(name, value);
+                }
+                Ok(Properties(members))
+            }
+        }
+        deserializer.deserialize_map(Members)
+    }
+}
 
 impl Properties {
     /// Refuses an object in which one of these is not a non-empty string.
@@ -108,8 +135,12 @@ impl Properties {
     ///
     /// # Errors
     /// 400 where it is missing or has another form.
-    pub fn parsed<T: DeserializeOwned>(&self, name: &str) -> Result<T, Problem> {
+    pub fn object<T: DeserializeOwned>(&self, name: &str) -> Result<T, Problem> {
         let value = self.0.get(name).ok_or_else(|| Problem::bad_request(format!("the body: {name} is missing")))?;
+        // serde takes an array for a struct.
+        if !value.get().starts_with('{') {
+            return Err(Problem::bad_request(format!("the body: {name}: allowed is a JSON object")));
+        }
         serde_json::from_str(value.get()).map_err(|error| Problem::bad_request(format!("the body: {name}: {error}")))
     }
 
@@ -122,6 +153,20 @@ impl Properties {
     /// The names of the properties.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(String::as_str)
+    }
+}
+
+/// No body: one that is there says something that this endpoint would pass over.
+pub struct NoBody;
+
+impl<S: Send + Sync> FromRequest<S> for NoBody {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        match body(request, state).await? {
+            body if body.is_empty() => Ok(Self),
+            _ => Err(Problem::bad_request("the body: allowed is none: everything is said in the path and the query")),
+        }
     }
 }
 
@@ -168,7 +213,11 @@ impl Query {
         };
         match self.0.iter().find(|(name, _)| !is_known(name)) {
             Some((name, _)) => {
-                let allowed = allowed.join(", ");
+                let allowed: Vec<_> = allowed
+                    .iter()
+                    .map(|name| if name.ends_with('.') { format!("{name}NAME") } else { (*name).to_owned() })
+                    .collect();
+                let allowed = if allowed.is_empty() { "none".to_owned() } else { allowed.join(", ") };
                 Err(Problem::bad_request(format!("{name:?} is not a parameter of this endpoint; allowed: {allowed}")))
             }
             None => match self.0.iter().find(|(_, value)| value.is_empty()) {

@@ -143,7 +143,9 @@ impl Function {
         let left = Duration::from_millis((deadline - self.clock.now()).try_into().unwrap_or(0));
         let limit = left - MARGIN.min(left / 5);
         self.refresh_key(left / 5).await;
-        if let Some(detail_type) = event.get("detail-type").and_then(Value::as_str) {
+        // A request must not be taken for an event, whatever is in it.
+        let is_request = ["requestContext", "rawPath"].iter().any(|name| event.get(name).is_some());
+        if let Some(detail_type) = event.get("detail-type").and_then(Value::as_str).filter(|_| !is_request) {
             let change = Change::of(detail_type).ok_or_else(|| anyhow::anyhow!(unknown(&event)))?;
             return self.change(change, detail_type, &event, limit).await;
         }
@@ -167,7 +169,7 @@ impl Function {
             Ok(done) => done.map_err(|error| anyhow::anyhow!("{detail_type} event {id}: {error}")),
             Err(_) => Err(anyhow::anyhow!("{detail_type} event {id}: not done in time")),
         };
-        let path = detail.get("tenantId").and_then(Value::as_str).unwrap_or("unknown");
+        let path = customers::tenant_id(detail).unwrap_or_else(|| "unknown".to_owned());
         let outcome = done.as_ref().map_or("failed", |outcome| outcome.as_str());
         tracing::info!(target: audit::TARGET, subject = source, action = detail_type, path, outcome, request_id = id, "mutation");
         Ok(to_raw_value(&json!({ "outcome": done?.as_str() }))?)

@@ -11,12 +11,13 @@ use std::any::Any;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::body::HttpBody as _;
 use axum::extract::{DefaultBodyLimit, Request};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use http::header::{
-    AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, RETRY_AFTER,
-    TRANSFER_ENCODING, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
+    AUTHORIZATION, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, RETRY_AFTER,
+    X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use tower::ServiceBuilder;
@@ -45,6 +46,8 @@ pub fn around_endpoints(endpoints: Router<Arc<App>>, app: &Arc<App>, auth: Auth)
         .route_layer(from_fn_with_state(limit, CallerLimit::check))
         .route_layer(from_fn(audit::name_the_caller))
         .route_layer(from_fn_with_state(auth, Auth::authenticate))
+        // Within what audits: a mutation that panics is one too.
+        .route_layer(CatchPanicLayer::custom(panicked))
         .route_layer(from_fn_with_state(Arc::clone(app), audit::to_its_end))
 }
 
@@ -78,8 +81,7 @@ fn cors(origins: &[HeaderValue]) -> CorsLayer {
 /// A body is JSON and says so: a form of a web page, which a browser sends without asking, is none.
 async fn only_json(request: Request, next: Next) -> Response {
     let headers = request.headers();
-    let has_body =
-        headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0") || headers.contains_key(TRANSFER_ENCODING);
+    let has_body = !request.body().is_end_stream();
     let needs_type = match *request.method() {
         Method::GET | Method::HEAD => false,
         // A browser asks before it sends one of these to another origin.

@@ -14,7 +14,7 @@ use shared::backend::{DeadLetters, Stream};
 use shared::backends::{Kind, api_keys};
 use shared::clock::Clock;
 use shared::service::{self, EXIT_FAILURE, Ready};
-use shared::settings::StreamName;
+use shared::settings::{StreamName, warn_of_clear_text};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -189,9 +189,5 @@ fn log_start(settings: &Settings, common: &Common, bus: Option<SocketAddr>, admi
         events_per_second_ceiling = if per_second > 0.0 { per_second.to_string() } else { "none".to_owned() },
         "started"
     );
-    let url = settings.ingest_url();
-    let is_local = ["//127.", "//localhost", "//[::1]"].iter().any(|host| url.contains(host));
-    if url.starts_with("http:") && !is_local {
-        tracing::warn!(url, "the API key and all usage leave this machine in clear text: use https");
-    }
+    warn_of_clear_text(&settings.ingest_url());
 }

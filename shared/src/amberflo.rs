@@ -154,18 +154,26 @@ impl Client {
         metrics::counter!("amberflo_requests_total", "operation" => operation, "outcome" => outcome).increment(1);
         metrics::histogram!("amberflo_request_duration_seconds", "operation" => operation)
             .record(started.elapsed().as_secs_f64());
-        let answer = result.map_err(|error| ApiError {
+        let mut answer = result.map_err(|error| ApiError {
             status: None,
             answer: error.to_string(),
-            decision: Decision::Backoff(None),
+            decision: match error {
+                TransportError::TooLong(_) => Decision::Split,
+                TransportError::Timeout(_) | TransportError::Connect(_) => Decision::Backoff(None),
+            },
             timed_out: matches!(error, TransportError::Timeout(_)),
         })?;
+        if let Some(redacted) = self.key.borrow().redacted(answer.body()) {
+            *answer.body_mut() = redacted;
+        }
         let decision = match decide(&answer, self.clock) {
             None => return Ok(answer),
             Some(decision) => decision,
         };
         let text = String::from_utf8_lossy(answer.body());
-        let answer_text = text.chars().take(EXCERPT_CHARS).collect();
+        // It goes into logs, where a line break would begin another line.
+        let printable = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+        let answer_text = printable.take(EXCERPT_CHARS).collect();
         Err(ApiError { status: Some(answer.status()), answer: answer_text, decision, timed_out: false })
     }
 }

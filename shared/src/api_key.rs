@@ -7,7 +7,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::HeaderValue;
+use memchr::memmem;
 use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 
@@ -16,6 +18,9 @@ pub use secrets_manager::Secret;
 
 /// After an answer that blames the key, it is read again at most this often.
 pub const MIN_REFRESH_INTERVAL: Duration = Duration::from_secs(30);
+
+/// A shorter key is no secret, and may be a part of any word.
+const MIN_REDACTED_BYTES: usize = 8;
 
 /// An API key. Its `Debug` shows no part of it.
 #[derive(Clone, PartialEq, Eq)]
@@ -41,6 +46,23 @@ impl ApiKey {
 
     pub(crate) fn header(&self) -> HeaderValue {
         self.0.clone()
+    }
+
+    /// `text` without the key, where the key is in it: a proxy's error page may show what it was sent.
+    pub(crate) fn redacted(&self, text: &[u8]) -> Option<Bytes> {
+        let key = self.0.as_bytes();
+        let finder = memmem::Finder::new(key);
+        if key.len() < MIN_REDACTED_BYTES || finder.find(text).is_none() {
+            return None;
+        }
+        let (mut redacted, mut from) = (Vec::with_capacity(text.len()), 0);
+        for at in finder.find_iter(text) {
+            redacted.extend_from_slice(&text[from..at]);
+            redacted.extend_from_slice(b"(redacted)");
+            from = at + key.len();
+        }
+        redacted.extend_from_slice(&text[from..]);
+        Some(redacted.into())
     }
 }
 
@@ -166,6 +188,17 @@ mod tests {
         for bad in ["", " \n", "a b", "ü", "a\u{7f}"] {
             assert!(ApiKey::new(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_key_in_an_answer_is_redacted() {
+        let key = ApiKey::new("s3cret-key").unwrap();
+        assert_eq!(
+            key.redacted(b"s3cret-key, s3cret-ke s3cret-keys3cret-key").unwrap(),
+            "(redacted), s3cret-ke (redacted)(redacted)"
+        );
+        assert_eq!(key.redacted(b"nothing of it"), None);
+        assert_eq!(ApiKey::new("short").unwrap().redacted(b"short"), None);
     }
 
     #[tokio::test]

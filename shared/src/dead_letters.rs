@@ -149,8 +149,25 @@ async fn purge_scanned(scan: &mut Scan<'_>, filter: &Filter, purged: &mut Purged
         scan.remove(&receipts).await?;
         purged.removed += meant.len() as u64;
         for received in meant {
+            tell_of_removed(&received.letter);
             *purged.by_reason.entry(received.letter.reason).or_default() += 1;
         }
     }
     Ok(())
+}
+
+/// What is never billed now is to be found afterwards: as long as the stream holds the record, by its place.
+fn tell_of_removed(letter: &DeadLetter) {
+    tracing::info!(
+        target: "audit",
+        reason = letter.reason,
+        tenant_id = letter.tenant_id,
+        meter_api_name = letter.meter_api_name,
+        unique_id = letter.unique_id,
+        meter_time_in_millis = letter.meter_time_in_millis,
+        stream = letter.stream,
+        shard = letter.shard,
+        sequence_number = letter.sequence_number,
+        "dead letter removed for good"
+    );
 }

@@ -26,6 +26,11 @@ pub const EXIT_CONFIGURATION: u8 = 2;
 /// Lets audit lines through.
 const AUDIT: &str = "audit=info";
 
+/// Whether a directive of a log filter is about audit lines.
+fn names_audit(directive: &str) -> bool {
+    directive.trim().split(['=', '[']).next() == Some("audit")
+}
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
@@ -90,7 +95,7 @@ pub fn init_logs(args: &LogArgs) -> Result<(), ConfigError> {
         .map_err(|error| ConfigError(format!("LOG: {filter:?} is not a log filter ({error}); try info or debug")))?;
     // Audit lines are records, not diagnostics: a filter that does not name them does not drop them.
     let parsed = match AUDIT.parse() {
-        Ok(audit) if !filter.contains("audit=") => parsed.add_directive(audit),
+        Ok(audit) if !filter.split(',').any(names_audit) => parsed.add_directive(audit),
         _ => parsed,
     };
     let builder = tracing_subscriber::fmt().with_env_filter(parsed).with_writer(std::io::stderr);
@@ -121,18 +126,29 @@ pub fn init_metrics(service: &'static str) -> anyhow::Result<PrometheusHandle> {
 
 /// Whether the service does its work at the moment.
 #[derive(Clone, Debug, Default)]
-pub struct Ready(Arc<AtomicBool>);
+pub struct Ready(Arc<ReadyState>);
+
+#[derive(Debug, Default)]
+struct ReadyState {
+    is_ready: AtomicBool,
+    is_closed: AtomicBool,
+}
 
 impl Ready {
     /// Sets what /ready answers.
     pub fn set(&self, ready: bool) {
-        self.0.store(ready, Ordering::Relaxed);
+        self.0.is_ready.store(ready, Ordering::Relaxed);
+    }
+
+    /// From now on /ready says no, whatever is set: the service drains.
+    pub fn close(&self) {
+        self.0.is_closed.store(true, Ordering::Relaxed);
     }
 
     /// What /ready answers.
     #[must_use]
     pub fn get(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.is_ready.load(Ordering::Relaxed) && !self.0.is_closed.load(Ordering::Relaxed)
     }
 }
 

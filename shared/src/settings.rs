@@ -215,3 +215,11 @@ pub fn check_url(name: &str, url: &str) -> Result<(), ConfigError> {
         _ => Err(ConfigError(format!("{name}: {url:?} is not a URL; allowed is http://HOST or https://HOST"))),
     }
 }
+
+/// Warns where requests to this URL, and the API key with them, can be read on their way.
+pub fn warn_of_clear_text(url: &str) {
+    let is_local = ["//127.", "//localhost", "//[::1]"].iter().any(|host| url.contains(host));
+    if url.starts_with("http:") && !is_local {
+        tracing::warn!(url, "the API key and all usage leave this machine in clear text: use https");
+    }
+}

@@ -115,7 +115,7 @@ impl HttpEvent {
         let mut target = encoded(without_stage(&event.raw_path, &context.stage));
         if !event.raw_query_string.is_empty() {
             target.push('?');
-            target.push_str(&event.raw_query_string.replace(' ', "+"));
+            target.push_str(&event.raw_query_string.replace(' ', "+").replace('#', "%23"));
         }
         *request.uri_mut() = target.parse().map_err(|error| malformed(format!("path and query: {error}")))?;
         for (name, value) in event.headers {

@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 
 use super::Data;
 use super::time_range::{TimeRange, now_in_seconds};
-use crate::amberflo::data;
+use crate::amberflo::{Effect, data};
 use crate::app::App;
 use crate::extract::{Json, Properties, Query};
 use crate::problem::{Problem, ProblemBody};
@@ -114,7 +114,7 @@ pub async fn cancel(
         rule.set(TYPE, FILTER_OUT);
     }
     // Creates or updates by id: twice is as good as once.
-    let answer = app.amberflo.send_repeatable(OPERATION, Method::POST, PATH, &rule).await?;
+    let answer = app.amberflo.send(OPERATION, (Effect::Replaces, Method::POST), PATH, &rule).await?;
     Ok(Data::ok(data(&answer)))
 }
 
@@ -135,7 +135,7 @@ fn check(rule: &Properties, clock: Clock) -> Result<TimeRange, Problem> {
     if rule.has(TYPE) {
         rule.require_texts(&[TYPE])?;
     }
-    let range = rule.parsed::<TimeRange>(RANGE)?.checked().map_err(|problem| problem.during(RANGE))?;
+    let range = rule.object::<TimeRange>(RANGE)?.checked().map_err(|problem| problem.during(RANGE))?;
     let latest = now_in_seconds(clock) + AHEAD_SECONDS;
     if range.end() > latest {
         let end = range.end();

@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::response::Response;
 use http::StatusCode;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 use shared::backend::BackendError;
 use shared::dead_letter::DeadLetter;
@@ -21,7 +21,7 @@ use utoipa::ToSchema;
 
 use super::Data;
 use crate::app::{App, Queues};
-use crate::extract::{Json, Query};
+use crate::extract::{Json, NoBody, Query};
 use crate::problem::{Problem, ProblemBody};
 use crate::surroundings::audit::Audit;
 
@@ -105,6 +105,24 @@ fn fitting(letters: &[DeadLetter]) -> (Vec<Box<RawValue>>, bool) {
     (fitting, has_all)
 }
 
+/// One name, or a list of names.
+#[derive(Deserialize, Serialize)]
+#[serde(untagged, expecting = "a reason, or a list of reasons")]
+enum OneOrMore {
+    One(String),
+    More(Vec<String>),
+}
+
+impl OneOrMore {
+    fn names(&self) -> impl Iterator<Item = &str> {
+        let names = match self {
+            Self::One(name) => std::slice::from_ref(name),
+            Self::More(names) => names,
+        };
+        names.iter().map(String::as_str)
+    }
+}
+
 /// Which letters are sent again, and how.
 #[derive(Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -112,7 +130,7 @@ pub struct RedriveRequest {
     /// Only letters with one of these reasons. `conflict` must be named to be meant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Vec<String>>, example = json!(["rejected"]))]
-    reason: Option<Vec<String>>,
+    reason: Option<OneOrMore>,
     /// Only letters of this tenant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     tenant_id: Option<String>,
@@ -128,9 +146,14 @@ pub struct RedriveRequest {
     limit: Option<NonZeroU64>,
     /// A JSON merge patch (RFC 7396) of the payload as it arrived: of the envelope, so a usage event's members are under
     /// `detail`, or of the bare event. It needs `reason`, and is written to the audit log.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Object>, example = json!({"detail": {"meterApiName": "api-calls"}}))]
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Object, required = false, example = json!({"detail": {"meterApiName": "api-calls"}}))]
     patch: Option<Box<RawValue>>,
+}
+
+/// `null` is something that was given: without a patch the letters would be sent as they are.
+fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawValue>>, D::Error> {
+    Deserialize::deserialize(deserializer).map(Some)
 }
 
 /// Sends dead letters through the pipeline again.
@@ -175,7 +198,13 @@ pub async fn redrive(
 ) -> Result<Response, Problem> {
     query.only(&["confirm"])?;
     audit.note("request", &request);
-    let reasons = request.reason.map(|names| reasons(names.iter().map(String::as_str))).transpose()?;
+    let reasons = request.reason.as_ref().map(|names| reasons(names.names())).transpose()?;
+    let is_empty = |text: &Option<String>| text.as_ref().is_some_and(String::is_empty);
+    if reasons.as_ref().is_some_and(HashSet::is_empty)
+        || [&request.tenant_id, &request.meter_api_name, &request.sequence_number].into_iter().any(is_empty)
+    {
+        return Err(Problem::bad_request("the body: a filter is empty; leave it out instead"));
+    }
     let names_conflict = reasons.as_ref().is_some_and(|reasons| reasons.contains(&Reason::Conflict));
     let conflicts = match (query.one("confirm")?, names_conflict) {
         (Some("conflict"), true) => true,
@@ -199,6 +228,12 @@ pub async fn redrive(
         }
         Some(patch) => {
             let patch = Patch::parse(patch.get()).map_err(|error| Problem::bad_request(format!("patch: {error}")))?;
+            // Two letters under one id would be one event: the second would be dropped as its copy.
+            if patch.names_id() && request.sequence_number.is_none() {
+                return Err(Problem::bad_request(
+                    "patch: it names the event's id, and so needs sequenceNumber: one letter",
+                ));
+            }
             Some(Repair { patch, rules: app.rules.clone() })
         }
     };
@@ -214,7 +249,7 @@ pub async fn redrive(
         repair,
         limit: request.limit.map(NonZeroU64::get),
         before: app.clock.now(),
-        deadline: Some(Instant::now() + WORK_TIME),
+        deadline: Some(Instant::now() + work_time(&app)),
     };
     let queues = queues(&app).await?;
     let report = redrive::run(&*queues.dead_letters, &*queues.stream, &options)
@@ -251,7 +286,7 @@ pub async fn redrive(
         (status = "default", description = "A problem", body = ProblemBody, content_type = "application/problem+json"),
     )
 )]
-pub async fn remove(State(app): State<Arc<App>>, audit: Audit, query: Query) -> Result<Response, Problem> {
+pub async fn remove(State(app): State<Arc<App>>, audit: Audit, query: Query, _: NoBody) -> Result<Response, Problem> {
     query.only(&[&FILTERS[..], &["confirm"]].concat())?;
     let filter = filter(&query)?;
     let confirmed = query.one("confirm")?;
@@ -260,11 +295,15 @@ pub async fn remove(State(app): State<Arc<App>>, audit: Audit, query: Query) -> 
         let given = confirmed.unwrap_or("nothing");
         return Err(Problem::bad_request(format!("confirm: {given}; allowed is the queue's name, {}", queue.name())));
     }
-    let deadline = Some(Instant::now() + WORK_TIME);
+    let deadline = Some(Instant::now() + work_time(&app));
     let purged = purge(queue, &filter, app.clock.now(), deadline).await.map_err(|stopped| stop(&audit, &stopped))?;
     audit.note("queue", &queue.name());
     audit.note("byReason", &purged.by_reason);
     Ok(Data::ok(purged))
+}
+
+fn work_time(app: &App) -> Duration {
+    WORK_TIME.min(app.settings.limits.request_timeout * 2 / 3)
 }
 
 fn filter(query: &Query) -> Result<Filter, Problem> {

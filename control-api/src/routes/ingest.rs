@@ -18,7 +18,7 @@ use super::Data;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::bus::NotPut;
-use crate::extract::body;
+use crate::extract::{Query, body};
 use crate::problem::{Problem, ProblemBody};
 use crate::surroundings::IDEMPOTENCY_KEY;
 use crate::surroundings::audit::Audit;
@@ -107,8 +107,10 @@ pub async fn post(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
     audit: Audit,
+    query: Query,
     request: Request,
 ) -> Result<Response, Problem> {
+    query.only(&[])?;
     let timeout = app.settings.limits.request_timeout;
     let deadline = Instant::now() + timeout - MARGIN.min(timeout / 5);
     let key = idempotency_key(request.headers())?;

@@ -13,7 +13,7 @@ use tokio::time::sleep;
 
 use super::Data;
 use super::meters::{OPERATION, PATH, properties, read, unknown};
-use crate::amberflo::{Deadline, data};
+use crate::amberflo::{Deadline, Effect, data};
 use crate::app::App;
 use crate::extract::{Id, Properties, Query};
 use crate::problem::{Problem, ProblemBody};
@@ -92,7 +92,7 @@ impl Deletion<'_> {
 
     async fn deprecate(&self, mut meter: Properties) -> Result<(), Problem> {
         meter.set(LOCKING_STATUS, DEPRECATED);
-        let call = self.app.amberflo.send_repeatable(OPERATION, Method::PUT, PATH, &meter);
+        let call = self.app.amberflo.send(OPERATION, (Effect::Replaces, Method::PUT), PATH, &meter);
         let Err(problem) = self.deadline.share(3, call).await else { return Ok(()) };
         let state = match problem.status() {
             StatusCode::NOT_FOUND => MeterState::Gone,

@@ -11,7 +11,7 @@ use shared::amberflo::Segment;
 use utoipa::ToSchema;
 
 use super::Data;
-use crate::amberflo::data;
+use crate::amberflo::{Effect, data};
 use crate::app::App;
 use crate::extract::{Id, Json, Properties, Query};
 use crate::problem::{Problem, ProblemBody};
@@ -71,7 +71,7 @@ pub async fn create(
     query.only(&[])?;
     audit.note("meter", &meter);
     meter.require_texts(&REQUIRED)?;
-    let created = app.amberflo.send_once(OPERATION, Method::POST, PATH, &meter).await?;
+    let created = app.amberflo.send(OPERATION, (Effect::Creates, Method::POST), PATH, &meter).await?;
     Ok(Data::with(StatusCode::CREATED, data(&created)))
 }
 
@@ -126,7 +126,7 @@ pub async fn update(
         return Err(Problem::bad_request("the body: id differs from the id in the path; leave it out"));
     }
     meter.set("id", id.as_str());
-    let updated = app.amberflo.send_repeatable(OPERATION, Method::PUT, PATH, &meter).await?;
+    let updated = app.amberflo.send(OPERATION, (Effect::Replaces, Method::PUT), PATH, &meter).await?;
     Ok(Data::ok(data(&updated)))
 }
 

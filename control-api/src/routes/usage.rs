@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 
 use super::time_range::{TimeRange, TimeRangeParams};
 use super::{Data, meters};
-use crate::amberflo::{Deadline, data};
+use crate::amberflo::{Deadline, Effect, data};
 use crate::app::App;
 use crate::extract::{Id, Query};
 use crate::problem::{Problem, ProblemBody};
@@ -136,7 +136,7 @@ pub async fn get(State(app): State<Arc<App>>, Id(id): Id, query: Query) -> Resul
 
 /// Asks Amberflo. Only reads, although it is a POST.
 pub(super) async fn ask(app: &App, query: &UsageQuery<'_>) -> Result<Bytes, Problem> {
-    app.amberflo.send_repeatable(OPERATION, Method::POST, PATH, query).await
+    app.amberflo.send(OPERATION, (Effect::Reads, Method::POST), PATH, query).await
 }
 
 /// The name that the caller gave, or that of the meter with this id. One call after this one is left.

@@ -1,10 +1,10 @@
 //! The route that cancels usage.
 
-use amberflo_sandbox::Operation;
+use amberflo_sandbox::{Faults, Operation};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::harness::Api;
+use crate::harness::{Api, answer};
 use crate::meters::create;
 use crate::usage::{event, ingest, now};
 
@@ -18,6 +18,13 @@ fn rule(start: i64, end: i64) -> Value {
 /// How many rules were created, or replaced.
 fn created(api: &Api) -> u64 {
     api.sandbox.stats().operations.get(&Operation::FilteringRules).map_or(0, |stats| stats.requests)
+}
+
+/// How many rules are in force.
+async fn rules(api: &Api) -> usize {
+    let url = api.app.settings.amberflo.amberflo_base_url.as_str();
+    let (_, rules) = answer(api.client.get(format!("{url}/sandbox/filtering-rules"))).await;
+    rules.as_array().unwrap().len()
 }
 
 async fn usage(api: &Api, id: &str) -> Value {
@@ -39,6 +46,8 @@ async fn a_rule_cancels_what_the_dry_run_estimated() {
     let estimate = &estimate["data"];
     assert_eq!((&estimate["eventCount"], &estimate["sum"]), (&json!(2), &json!(3.5)));
     assert_eq!((&estimate["dryRun"], &estimate["exact"]), (&json!(true), &json!(false)));
+    assert_eq!(estimate["byTenant"][1], json!({"tenantId": "t2", "eventCount": 1, "sum": 2}), "{estimate}");
+    assert_eq!(estimate["meterExists"], true);
     assert!(estimate["basis"].as_str().unwrap().contains("ingestion time"), "{estimate}");
     assert_eq!(created(&api), 0);
     assert_eq!(usage(&api, &id).await[0]["groupValue"], 3.5);
@@ -107,6 +116,8 @@ async fn a_rule_that_is_not_well_formed_is_refused() {
         with("type", json!(1)),
         with("ingestionTimeRange", Value::Null),
         with("ingestionTimeRange", json!("today")),
+        with("ingestionTimeRange", json!([1_724_367_600, 1_724_371_200])),
+        with("tenantId", json!("acme")),
         with("ingestionTimeRange", json!({"startTimeInSeconds": start})),
         with("ingestionTimeRange", json!({"startTimeInSeconds": start, "endTimeInSeconds": end, "customer": 1})),
         range(end.clone(), start.clone()),
@@ -174,5 +185,42 @@ async fn there_is_no_estimate_for_a_narrower_rule() {
     rule["type"] = json!("by_property_filter_out");
     let (status, estimate) = api.send(Method::DELETE, "/usage?dryRun=true", rule).await;
     assert_eq!(status, StatusCode::OK, "{estimate}");
+    assert_eq!(created(&api), 0);
+}
+
+/// The first attempt is carried out and its answer lost; the last one is refused. The rule is in force all the same.
+#[tokio::test]
+async fn a_cancellation_that_may_be_in_force_is_not_called_refused() {
+    let api = Api::start().await;
+    let faults = r#"{"operations": ["filtering_rules"], "fail_after": {"count": 1}, "throttle": {"rate": 0.5}, "seed": SEED,
+        "retry_after": "7s"}"#;
+    let mut seen = Vec::new();
+    for seed in 0..12 {
+        api.sandbox.reset();
+        let faults = faults.replace("SEED", &seed.to_string());
+        api.sandbox.set_faults(Faults::from_json(faults.as_bytes()).unwrap()).unwrap();
+        let (status, answer) = api.send(Method::DELETE, "/usage", rule(1_724_367_600, 1_724_371_200)).await;
+        let is_in_force = rules(&api).await > 0;
+        match status {
+            StatusCode::OK => assert!(is_in_force, "{seed}"),
+            StatusCode::TOO_MANY_REQUESTS => assert!(!is_in_force, "{seed}: {answer}"),
+            _ => {
+                assert_eq!(status, StatusCode::BAD_GATEWAY, "{seed}: {answer}");
+                assert!(answer["detail"].as_str().unwrap().contains("may have been carried out"), "{seed}: {answer}");
+            }
+        }
+        seen.push((status, is_in_force));
+    }
+    assert!(seen.contains(&(StatusCode::BAD_GATEWAY, true)), "{seen:?}");
+}
+
+#[tokio::test]
+async fn a_name_given_twice_says_two_things() {
+    let api = Api::start().await;
+    let body = r#"{"id": "r", "meterApiName": "a", "meterApiName": "b",
+        "ingestionTimeRange": {"startTimeInSeconds": 1, "endTimeInSeconds": 2}}"#;
+    let request = api.request(Method::DELETE, "/usage").header("content-type", "application/json").body(body);
+    let (status, problem) = answer(request).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST, "{problem}");
     assert_eq!(created(&api), 0);
 }

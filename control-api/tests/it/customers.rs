@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use amberflo_sandbox::{Faults, Operation, Trigger};
+use control_api::amberflo::Effect;
 use control_api::customers::{Change, CustomerError, Outcome, apply};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -26,7 +27,7 @@ async fn customer(api: &Api, id: &str) -> Value {
 }
 
 async fn put(api: &Api, path: &'static str, body: Value) {
-    api.app.amberflo.send_repeatable("customers", Method::PUT, path, &body).await.unwrap();
+    api.app.amberflo.send("customers", (Effect::Replaces, Method::PUT), path, &body).await.unwrap();
 }
 
 /// Faults of the customers' endpoints, for these methods.

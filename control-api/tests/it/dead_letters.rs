@@ -122,6 +122,13 @@ async fn a_redrive_sends_what_is_meant_and_leaves_the_rest() {
         ("/dead-letters/redrive", &json!({"patch": {"detail": {}}})),
         ("/dead-letters/redrive", &json!({"reason": ["rejected"], "patch": []})),
         ("/dead-letters/redrive", &json!({"reasons": ["rejected"]})),
+        ("/dead-letters/redrive", &json!({"reason": []})),
+        ("/dead-letters/redrive", &json!({"tenantId": ""})),
+        // As an unset variable of a script leaves it: without its patch nothing is to be sent.
+        ("/dead-letters/redrive", &json!({"reason": "rejected", "patch": null})),
+        // Several letters would become one event, and all but one be dropped as its copies.
+        ("/dead-letters/redrive", &json!({"reason": ["missing_field"], "patch": {"detail": {"uniqueId": "x"}}})),
+        ("/dead-letters/redrive", &json!({"reason": ["missing_field"], "patch": {"id": "x"}})),
     ] {
         let (status, problem) = api.send(Method::POST, path, body.clone()).await;
         assert_eq!(status, StatusCode::BAD_REQUEST, "{path} {body}: {problem}");
@@ -157,6 +164,10 @@ async fn a_purge_needs_the_queues_name() {
         let (status, problem) = answer(api.request(Method::DELETE, &format!("/dead-letters{query}"))).await;
         assert_eq!(status, StatusCode::BAD_REQUEST, "{query}: {problem}");
     }
+    // A filter that is not looked at would leave nothing.
+    let filter = json!({"reason": ["missing_field"]});
+    let (status, problem) = api.send(Method::DELETE, "/dead-letters?confirm=local", filter).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST, "{problem}");
     assert_eq!(depth(&api).await, 2);
     let (status, body) = answer(api.request(Method::DELETE, "/dead-letters?confirm=local&reason=missing_field")).await;
     assert_eq!((status, &body["data"]["removed"]), (StatusCode::OK, &json!(1)), "{body}");

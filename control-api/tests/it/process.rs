@@ -23,7 +23,11 @@ const KEY: &str = "k3y-that-must-stay-secret";
 fn command(dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_control-api"));
     command.env_clear().current_dir(dir).stdin(Stdio::null()).kill_on_drop(true);
-    command.env("AMBERFLO_API_KEY", KEY).env("LISTEN", "127.0.0.1:0").env("ADMIN_LISTEN", "127.0.0.1:0");
+    command
+        .env("STREAM", format!("local:{}", dir.display()))
+        .env("AMBERFLO_API_KEY", KEY)
+        .env("LISTEN", "127.0.0.1:0")
+        .env("ADMIN_LISTEN", "127.0.0.1:0");
     command
 }
 
@@ -47,6 +51,8 @@ async fn settings_that_cannot_work_are_one_line_and_exit_code_2() {
         (vec![("AUTH", "open")], vec!["open", "jwt"]),
         (vec![ok[0], ("AMBERFLO_API_KEY", "")], vec!["AMBERFLO_API_KEY"]),
         (vec![ok[0], ("AMBERFLO_BASE_URL", "ftp://x")], vec!["AMBERFLO_BASE_URL", "ftp://x"]),
+        (vec![ok[0], ("STREAM", "local:nowhere")], vec!["STREAM", "local:nowhere", "directory"]),
+        (vec![ok[0], ("CALLER_REQUESTS_PER_SECOND", "nan")], vec!["requests-per-second", "nan", "number"]),
         (vec![ok[0], ("STREAM", "kinesis:s"), ("AWS_REGION", "eu-west-1")], vec!["DEAD_LETTER_QUEUE"]),
         (vec![ok[0], ("LISTEN", &busy)], vec!["LISTEN", &busy]),
         (vec![ok[0], ("ADMIN_LISTEN", &busy)], vec!["ADMIN_LISTEN", &busy]),
@@ -148,7 +154,8 @@ async fn every_mutation_leaves_one_line_whatever_the_log_level() {
     assert!(line["note"].as_str().unwrap().contains("\"redriven\":0"), "{line}");
     assert_eq!(process.line("mutation").await["status"], 400);
     let line = process.line("mutation").await;
-    assert_eq!((&line["subject"], &line["path"]), (&"unknown".into(), &"/dead-letters?confirm=local".into()), "{line}");
+    assert_eq!((&line["subject"], &line["path"]), (&"unknown".into(), &"/dead-letters".into()), "{line}");
+    assert!(line.get("query").is_none(), "a stranger's: {line}");
     let line = process.line("mutation").await;
     let note: Value = serde_json::from_str(line["note"].as_str().unwrap()).unwrap();
     assert_eq!((&line["status"], &note["rule"]["id"]), (&502.into(), &"r".into()), "{line}");
@@ -156,6 +163,45 @@ async fn every_mutation_leaves_one_line_whatever_the_log_level() {
     while let Some(line) = process.log.next_line().await.unwrap() {
         assert!(!line.contains("mutation"), "a read is no mutation: {line}");
     }
+}
+
+#[tokio::test]
+async fn a_key_that_is_refused_shows_at_the_start() {
+    let (dir, (_sandbox, amberflo)) = (TempDir::new().unwrap(), sandbox().await);
+    let process = Process::start(dir.path(), amberflo, &[("AMBERFLO_API_KEY", "another-key")]).await;
+    let ready = client().get(format!("{}/ready", process.admin)).send().await.unwrap();
+    assert_eq!(ready.status(), StatusCode::SERVICE_UNAVAILABLE);
+}
+
+/// A patch that no number type holds was the end of the task that audits.
+#[tokio::test]
+async fn an_audit_line_holds_whatever_was_sent_and_a_mutation_that_is_cut_off_leaves_one_too() {
+    let (dir, (sandbox, amberflo)) = (TempDir::new().unwrap(), sandbox().await);
+    let mut process = Process::start(dir.path(), amberflo, &[("SHUTDOWN_GRACE", "1s")]).await;
+    let client = client();
+    let odd = r#"{"reason": "rejected", "patch": {"n": 12345678901234567890.123456789, "x": 1e400, "s": "\ud800"}}"#;
+    let request = client.post(format!("{}/dead-letters/redrive", process.api)).body(odd);
+    let status = request.header("content-type", "application/json").send().await.unwrap().status();
+    assert!(status == StatusCode::OK || status == StatusCode::BAD_REQUEST, "{status}");
+    let line = process.line("mutation").await;
+    assert_eq!(line["status"], status.as_u16());
+    assert!(line["note"].as_str().unwrap().contains("12345678901234567890.123456789"), "{line}");
+
+    let hang = r#"{"operations": ["filtering_rules"], "hang_after": {}}"#;
+    sandbox.set_faults(amberflo_sandbox::Faults::from_json(hang.as_bytes()).unwrap()).unwrap();
+    let rule =
+        r#"{"id": "r", "meterApiName": "m", "ingestionTimeRange": {"startTimeInSeconds": 1, "endTimeInSeconds": 2}}"#;
+    let request = client.delete(format!("{}/usage", process.api)).header("content-type", "application/json").body(rule);
+    let cut_off = tokio::spawn(request.send());
+    let arrived = || serde_json::to_value(sandbox.stats()).unwrap()["operations"]["filtering_rules"]["requests"] == 1;
+    while !arrived() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(process.terminate().await, Some(0));
+    assert!(cut_off.await.unwrap().is_err());
+    let line = process.line("mutation cut off: how it ended is unknown").await;
+    let note: Value = serde_json::from_str(line["note"].as_str().unwrap()).unwrap();
+    assert_eq!(note["rule"]["id"], "r", "{line}");
 }
 
 #[tokio::test]
@@ -172,8 +218,13 @@ async fn it_is_ready_until_amberflo_refuses_the_key_and_while_it_drains_it_answe
     assert_eq!(meter().await, StatusCode::BAD_GATEWAY);
     assert_eq!(ready().await, StatusCode::SERVICE_UNAVAILABLE);
     sandbox.set_faults(amberflo_sandbox::Faults::default()).unwrap();
-    assert_eq!(meter().await, StatusCode::NOT_FOUND);
-    assert_eq!(ready().await, StatusCode::OK);
+    // Without a request: behind a load balancer none would come.
+    let again = async {
+        while ready().await != StatusCode::OK {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    timeout(PATIENCE, again).await.expect("it finds out by itself");
     assert_eq!(client.get(format!("{}/health", process.admin)).send().await.unwrap().status(), StatusCode::OK);
     assert_eq!(process.terminate().await, Some(0));
 }

@@ -144,7 +144,7 @@ where
 /// The chain of credential providers lists what it attempted on lines of their own.
 fn one_line(text: &str) -> String {
     let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    lines.join("; ").replace(":; ", ": ")
+    lines.join("; ").replace(":; ", ": ").replace(char::is_control, " ")
 }
 
 /// The error and its causes.

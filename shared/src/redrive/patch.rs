@@ -35,6 +35,12 @@ impl Patch {
         Ok(Self(patch))
     }
 
+    /// Whether the event's id is the patch's: then it can be meant for one letter only.
+    #[must_use]
+    pub fn names_id(&self) -> bool {
+        [&["detail", "uniqueId"][..], &["uniqueId"], &["id"]].into_iter().any(|path| self.names(path))
+    }
+
     /// The patched payload, or why it cannot be patched.
     pub(super) fn apply(&self, payload: &str) -> Result<Box<RawValue>, String> {
         let unfit = |detail: &str| format!("only a JSON object can be patched: {detail}");

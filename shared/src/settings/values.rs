@@ -103,7 +103,8 @@ pub fn address(text: &str) -> Result<SocketAddr, String> {
 /// # Errors
 /// What is allowed.
 pub fn rate(text: &str) -> Result<f64, String> {
-    text.parse().map_err(|_| "allowed is a number, such as 10".to_owned())
+    let rate: Option<f64> = text.parse().ok();
+    rate.filter(|rate| rate.is_finite()).ok_or_else(|| "allowed is a number, such as 10".to_owned())
 }
 
 /// A dead letter's reason.
