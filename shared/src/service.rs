@@ -1,7 +1,8 @@
 //! What every service needs around its work: logs, metrics, health endpoints, signals, exit codes.
 
+mod server;
+
 use std::ffi::OsString;
-use std::future::Future;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -17,6 +18,8 @@ use tokio::net::TcpListener;
 use tracing_subscriber::EnvFilter;
 
 use crate::backend::BackendError;
+
+pub use server::serve;
 
 /// Exit code of a service that stopped for a reason other than a signal.
 pub const EXIT_FAILURE: u8 = 1;
@@ -180,18 +183,6 @@ pub async fn bind(setting: &str, address: SocketAddr) -> Result<TcpListener, Con
     TcpListener::bind(address)
         .await
         .map_err(|error| ConfigError(format!("{setting}: cannot listen on {address}: {error}; choose a free port")))
-}
-
-/// Serves `router` until `shutdown` resolves, then finishes the requests that are open.
-///
-/// # Errors
-/// When the listener fails.
-pub async fn serve(
-    listener: TcpListener,
-    router: Router,
-    shutdown: impl Future<Output = ()> + Send + 'static,
-) -> std::io::Result<()> {
-    axum::serve(listener, router).with_graceful_shutdown(shutdown).await
 }
 
 /// Keeps the metrics registry's memory bounded; never returns.
