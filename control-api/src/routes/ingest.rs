@@ -77,7 +77,8 @@ struct EventOutcome {
 /// for events with a `uniqueId` of their own, such as the returned one. Copies of an event with a `meterTimeInMillis`
 /// are billed once whenever they are sent. **Without `meterTimeInMillis` a copy gets the time at which it is sent, and is
 /// recognised only within the worker's deduplication window (2 minutes).** Without either a key or a `uniqueId`, the same
-/// request sent again is other events.
+/// request sent again is other events. **Events that were refused and then mended go under a new key**, or in their old
+/// places beside all the others: an id is made of the key and the place.
 #[utoipa::path(
     post,
     path = "/ingest",

@@ -116,7 +116,7 @@ async fn a_wrong_bill(dev: &Dev) {
     let emitted = terminal.answer(&emit.text).await;
     assert_eq!(emitted["data"]["accepted"], 2, "{emitted}");
     let found = terminal.until(&find, |answer| answer["data"]["rows"].as_array().unwrap().len() == 2).await;
-    for words in ["wrong-1", "right-1", "3000"] {
+    for words in ["wrong-", "right-", "3000"] {
         assert!(found.to_string().contains(words), "{words}: {found}");
     }
     terminal.until(&verify, |answer| usage(answer) == 3005.0).await;
