@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use axum::Router;
 use http::StatusCode;
 use shared::api_key::ApiKeys;
-use shared::backend::{DeadLetters, Stream};
+use shared::backend::{BackendError, DeadLetters, Stream};
 use shared::backends::{Backends, api_keys};
 use shared::clock::Clock;
 use shared::event::EventRules;
@@ -71,7 +71,7 @@ impl App {
         Ok(Self { amberflo, bus, rules, clock: Clock::system(), settings, mutations, queues })
     }
 
-    /// The dead letters and the stream, opened at first use: what has no use for them starts without them.
+    /// The dead letters and the stream, opened at first use: a Lambda function that has no use for them starts without.
     ///
     /// # Errors
     /// The setting, and what is wrong with what it names.
@@ -121,6 +121,10 @@ pub async fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
+fn is_unavailable(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref::<BackendError>(), Some(BackendError::Unavailable(_)))
+}
+
 /// The server, from its first check to its last answer.
 async fn serve(settings: Settings, server: &ServerArgs) -> anyhow::Result<ExitCode> {
     settings.check(Some(server.listen))?;
@@ -132,7 +136,15 @@ async fn serve(settings: Settings, server: &ServerArgs) -> anyhow::Result<ExitCo
     let keys = api_keys(key).await?;
     let ready = Ready::default();
     let app = Arc::new(App::new(settings, keys.clone(), ready.clone())?);
-    app.queues().await?;
+    match app.queues().await {
+        Err(error) if is_unavailable(&error) => {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "the dead letters cannot be reached now; all else can be used"
+            );
+        }
+        opened => drop(opened?),
+    }
     app.bus.open().await?;
     let auth = Auth::new(&app.settings.auth, Some(server.listen), app.settings.cors_origins.clone(), app.clock)?;
     auth.warm().await;

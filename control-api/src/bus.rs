@@ -111,16 +111,8 @@ impl Bus {
                 StreamName::Local(_) => aws::configuration_without_aws(SERVICE_ID, LOCAL_BUS).await,
             };
             let region = configuration.region().map(ToString::to_string);
-            let endpoint = configuration.endpoint_url().unwrap_or("as the environment and the region say");
             let BusArgs { event_bus, event_source, event_detail_type } = &self.settings;
-            tracing::info!(
-                event_bus,
-                event_source,
-                event_detail_type,
-                endpoint,
-                region,
-                "where POST /ingest puts events"
-            );
+            tracing::info!(event_bus, event_source, event_detail_type, region, "where POST /ingest puts events");
             Ok(Client::new(&configuration))
         };
         self.client.get_or_try_init(make).await

@@ -91,13 +91,6 @@ impl Problem {
         }
     }
 
-    /// With another detail.
-    #[must_use]
-    pub fn saying(mut self, detail: impl Into<String>) -> Self {
-        self.detail = detail.into();
-        self
-    }
-
     /// With words before its detail, such as the step that failed.
     #[must_use]
     pub fn during(mut self, step: &str) -> Self {

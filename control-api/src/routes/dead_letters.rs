@@ -10,12 +10,11 @@ use axum::response::Response;
 use http::StatusCode;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
-use shared::backend::BackendError;
+use shared::backend::{BackendError, DeadLetters};
 use shared::dead_letter::DeadLetter;
 use shared::dead_letters::{Filter, Stopped, peek, purge};
 use shared::reason::Reason;
 use shared::redrive::{self, Options, Patch, Repair};
-use shared::service::ConfigError;
 use tokio::time::Instant;
 use utoipa::ToSchema;
 
@@ -176,11 +175,14 @@ fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawVal
         (
             status = 200,
             description = "What was done: letters `redriven`, `skipped` (of these `conflicts`, `notRedrivable` and \
-                `forgotten`), the same `byReason`, `more`, and up to 20 `examples` of skipped ones with the reason why",
+                `forgotten`), the same `byReason`, `more`, up to 20 `examples` of skipped ones with the reason why, and \
+                the `depth` of the queue now. Letters that somebody else has in hand, or had within the last minute, \
+                are not looked at, and are not in `more`",
             body = Data<serde_json::Value>,
             example = json!({"data": {
                 "redriven": 2, "conflicts": 0, "notRedrivable": 1, "forgotten": 0, "skipped": 1, "more": false,
                 "byReason": {"missing_field": {"redriven": 2, "skipped": 1}},
+                "depth": 1,
                 "examples": [{
                     "shard": "shard-0", "sequenceNumber": "17", "reason": "missing_field",
                     "why": "not redrivable: with the patch it is still no usage event"
@@ -257,7 +259,7 @@ pub async fn redrive(
         .map_err(|stopped| stop(&audit, &stopped))?;
     audit.note("redriven", &report.totals.redriven);
     audit.note("byReason", &report.by_reason);
-    Ok(Data::ok(report))
+    Ok(Done::answer(report, &*queues.dead_letters).await)
 }
 
 /// Removes dead letters for good: their usage is never billed.
@@ -279,9 +281,9 @@ pub async fn redrive(
     responses(
         (
             status = 200,
-            description = "What was done: letters `removed`, the same `byReason`, and `more`",
+            description = "What was done: letters `removed`, the same `byReason`, `more`, and the `depth` of the queue now",
             body = Data<serde_json::Value>,
-            example = json!({"data": {"removed": 3, "byReason": {"not_json": 3}, "more": false}})
+            example = json!({"data": {"removed": 3, "byReason": {"not_json": 3}, "more": false, "depth": 0}})
         ),
         (status = "default", description = "A problem", body = ProblemBody, content_type = "application/problem+json"),
     )
@@ -299,7 +301,7 @@ pub async fn remove(State(app): State<Arc<App>>, audit: Audit, query: Query, _: 
     let purged = purge(queue, &filter, app.clock.now(), deadline).await.map_err(|stopped| stop(&audit, &stopped))?;
     audit.note("queue", &queue.name());
     audit.note("byReason", &purged.by_reason);
-    Ok(Data::ok(purged))
+    Ok(Done::answer(purged, queue).await)
 }
 
 fn work_time(app: &App) -> Duration {
@@ -330,14 +332,30 @@ fn reasons<'a>(names: impl Iterator<Item = &'a str>) -> Result<HashSet<Reason>, 
 
 async fn queues(app: &App) -> Result<&Queues, Problem> {
     app.queues().await.map_err(|error| {
-        let problem = match error.downcast_ref::<BackendError>() {
-            Some(error) => failed(error),
-            None if error.is::<ConfigError>() => Problem::bad_gateway(""),
-            None => Problem::new(StatusCode::SERVICE_UNAVAILABLE, ""),
-        };
-        tracing::error!(error = format!("{error:#}"), "the dead letters cannot be opened");
-        problem.saying(format!("the dead letters cannot be opened: {error:#}"))
+        let text = format!("{error:#}");
+        tracing::error!(error = text, "the dead letters cannot be opened");
+        match error.downcast_ref::<BackendError>() {
+            Some(error) => failed(error).during("the dead letters cannot be opened"),
+            None => Problem::bad_gateway(format!("the dead letters cannot be opened: {text}")),
+        }
     })
+}
+
+/// What was done, and how many letters there are now.
+#[derive(Serialize)]
+struct Done<T> {
+    #[serde(flatten)]
+    done: T,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    depth: Option<u64>,
+}
+
+impl<T: Serialize> Done<T> {
+    async fn answer(done: T, queue: &dyn DeadLetters) -> Response {
+        // It is done whether or not the queue can be counted.
+        let depth = queue.depth().await.ok();
+        Data::ok(Self { done, depth })
+    }
 }
 
 /// A failure in the middle, with what was done until then.

@@ -172,7 +172,7 @@ async fn a_purge_needs_the_queues_name() {
     let (status, body) = answer(api.request(Method::DELETE, "/dead-letters?confirm=local&reason=missing_field")).await;
     assert_eq!((status, &body["data"]["removed"]), (StatusCode::OK, &json!(1)), "{body}");
     let (_, body) = answer(api.request(Method::DELETE, "/dead-letters?confirm=local")).await;
-    assert_eq!(body["data"], json!({"removed": 1, "byReason": {"rejected": 1}, "more": false}));
+    assert_eq!(body["data"], json!({"removed": 1, "byReason": {"rejected": 1}, "more": false, "depth": 0}));
     assert_eq!(depth(&api).await, 0);
     assert!(published(&api).await.is_empty());
 }
