@@ -163,7 +163,7 @@ fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawVal
 ///
 /// Conflicts are sent only where `reason` names them and `confirm=conflict` is given: both events are billed then.
 /// Letters that are no usage events need a `patch`; one that is redriven twice with the same patch is billed once, with
-/// different patches, or after `unconfirmed`, it may be billed twice.
+/// different patches, or after `unconfirmed`, it may be billed twice. One whose cause is not mended comes back.
 #[utoipa::path(
     post,
     path = "/dead-letters/redrive",

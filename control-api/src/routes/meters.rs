@@ -69,10 +69,19 @@ pub async fn create(
     Json(meter): Json<Properties>,
 ) -> Result<Response, Problem> {
     query.only(&[])?;
-    audit.note("meter", &meter);
+    note(&audit, &meter);
     meter.require_texts(&REQUIRED)?;
     let created = app.amberflo.send(OPERATION, (Effect::Creates, Method::POST), PATH, &meter).await?;
     Ok(Data::with(StatusCode::CREATED, data(&created)))
+}
+
+/// What tells a meter from others, and the one of its properties that does not go back.
+fn note(audit: &Audit, meter: &Properties) {
+    for name in ["meterApiName", "meterType", "lockingStatus"] {
+        if let Some(text) = meter.text(name) {
+            audit.note(name, &text);
+        }
+    }
 }
 
 /// One meter, as Amberflo answers it.
@@ -120,7 +129,7 @@ pub async fn update(
     Json(mut meter): Json<Properties>,
 ) -> Result<Response, Problem> {
     query.only(&[])?;
-    audit.note("meter", &meter);
+    note(&audit, &meter);
     meter.require_texts(&REQUIRED)?;
     if meter.has("id") && meter.text("id").as_deref() != Some(id.as_str()) {
         return Err(Problem::bad_request("the body: id differs from the id in the path; leave it out"));
