@@ -9,6 +9,7 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Poll, ready};
 use std::time::Duration;
 
@@ -155,13 +156,15 @@ async fn connection(stream: TcpStream, router: Router, limits: Limits, draining:
     let mut connection = pin!(http1::Builder::new().max_buf_size(MAX_HEAD_BYTES).serve_connection(stream, service));
 
     let mut deadline = pin!(sleep_until(Instant::now() + limits.head));
+    // The token has a lock; this is looked at whenever anything happens.
+    let drains = AtomicBool::new(false);
     let mut watched = pin!(poll_fn(|cx| {
         // An error is the client's, or it has gone: nobody is left to be told.
         let polled = connection.as_mut().poll(cx).map(drop);
         if polled.is_ready() {
             return polled;
         }
-        if draining.is_cancelled() {
+        if drains.load(Ordering::Relaxed) {
             connection.as_mut().graceful_shutdown();
             let polled = connection.as_mut().poll(cx).map(drop);
             // hyper would wait for the rest of headers that have begun.
@@ -189,5 +192,6 @@ async fn connection(stream: TcpStream, router: Router, limits: Limits, draining:
         () = &mut watched => return,
         () = draining.cancelled() => {}
     }
+    drains.store(true, Ordering::Relaxed);
     watched.await;
 }
