@@ -147,10 +147,9 @@ async fn serve(settings: Settings, server: &ServerArgs) -> anyhow::Result<ExitCo
     }
     app.bus.open().await?;
     let auth = Auth::new(&app.settings.auth, Some(server.listen), app.settings.cors_origins.clone(), app.clock)?;
-    auth.warm().await;
     ready.set(true);
-    // An Amberflo that does not answer must not keep the API from starting.
-    let _ = timeout(PROBE_TIME, app.amberflo.probe()).await;
+    // An issuer or an Amberflo that does not answer must not keep the API from starting.
+    let _ = tokio::join!(auth.warm(), timeout(PROBE_TIME, app.amberflo.probe()));
     let listener = service::bind("LISTEN", server.listen).await?;
     let admin_listener = service::bind("ADMIN_LISTEN", server.admin_listen).await?;
     tracing::info!(
