@@ -1,0 +1,73 @@
+import { Duration, RemovalPolicy, Stack } from 'aws-cdk-lib';
+import * as cloudwatch from 'aws-cdk-lib/aws-cloudwatch';
+import { SnsAction } from 'aws-cdk-lib/aws-cloudwatch-actions';
+import * as kms from 'aws-cdk-lib/aws-kms';
+import * as logs from 'aws-cdk-lib/aws-logs';
+import * as secretsmanager from 'aws-cdk-lib/aws-secretsmanager';
+import * as sns from 'aws-cdk-lib/aws-sns';
+import { Construct, IConstruct } from 'constructs';
+import { CfnResource } from 'aws-cdk-lib';
+
+/** What every part of metering is told. */
+export interface Common {
+  /** Where alarms go. */
+  readonly alarmTopic?: sns.ITopic;
+  /** How long logs are kept. */
+  readonly logRetention: logs.RetentionDays;
+  /** What becomes of stream, queues and lease table, which may hold usage that is not billed yet, with the stack. */
+  readonly removalPolicy: RemovalPolicy;
+  /** Whether functions are traced with X-Ray. */
+  readonly tracing: boolean;
+  /** The API key. */
+  readonly secret: secretsmanager.ISecret;
+  /** The settings that worker and control API share: where Amberflo is, and how the API key is found. */
+  readonly settings: Record<string, string>;
+  /** The key of the queues; SQS's own when there is none. */
+  readonly encryptionKey?: kms.IKey;
+}
+
+/** An alarm and what it means to who is paged. */
+export interface AlarmProps {
+  readonly metric: cloudwatch.IMetric;
+  /** The alarm rings above it. */
+  readonly above: number;
+  /** For how many periods of the metric in a row. */
+  readonly periods?: number;
+  /** What it means and what to do. */
+  readonly description: string;
+}
+
+/** Makes an alarm in `scope` that goes to the topic for alarms, also when it is over. Missing data is no alarm. */
+export function addAlarm(scope: Construct, id: string, common: Pick<Common, 'alarmTopic'>, props: AlarmProps): cloudwatch.Alarm {
+  const alarm = new cloudwatch.Alarm(scope, id, {
+    metric: props.metric,
+    threshold: props.above,
+    comparisonOperator: cloudwatch.ComparisonOperator.GREATER_THAN_THRESHOLD,
+    evaluationPeriods: props.periods ?? 1,
+    treatMissingData: cloudwatch.TreatMissingData.NOT_BREACHING,
+    alarmDescription: props.description,
+  });
+  if (common.alarmTopic) {
+    const action = new SnsAction(common.alarmTopic);
+    alarm.addAlarmAction(action);
+    alarm.addOkAction(action);
+  }
+  return alarm;
+}
+
+/** The time over which alarms and dashboard sum up. */
+export const PERIOD = Duration.minutes(5);
+
+/** Says why a rule of cdk-nag does not fit a resource, in the form that cdk-nag reads. */
+export function suppressNag(construct: IConstruct, id: string, reason: string, appliesTo?: string[]): void {
+  const resource = (construct.node.defaultChild ?? construct) as CfnResource;
+  const previous = resource.getMetadata('cdk_nag')?.rules_to_suppress ?? [];
+  resource.addMetadata('cdk_nag', {
+    rules_to_suppress: [...previous, { id, reason, ...(appliesTo && { applies_to: appliesTo }) }],
+  });
+}
+
+/** Whether both are of one stack, so that references both ways are possible. */
+export function sameStack(one: IConstruct, other: IConstruct): boolean {
+  return Stack.of(one) === Stack.of(other);
+}

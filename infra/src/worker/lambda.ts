@@ -1,0 +1,130 @@
+import { CfnOutput, Duration } from 'aws-cdk-lib';
+import * as lambda from 'aws-cdk-lib/aws-lambda';
+import { S3OnFailureDestination } from 'aws-cdk-lib/aws-lambda-event-sources';
+import * as s3 from 'aws-cdk-lib/aws-s3';
+import { GraphWidget } from 'aws-cdk-lib/aws-cloudwatch';
+import { Construct } from 'constructs';
+
+import { addAlarm, PERIOD } from '../common';
+import { RustCode, RustFunction } from '../rust-function';
+import { grantWorker, Worker, WorkerContext, workerSettings } from './context';
+
+/** A new on-demand stream has as many shards. */
+const ON_DEMAND_SHARDS = 4;
+
+/** A worker as a Lambda function. */
+export interface LambdaWorkerProps {
+  /**
+   * Requests to Amberflo per second that all invocations together may make. Each invocation gets its part: this, divided
+   * by `expectedShards` times `parallelizationFactor`.
+   * @default 10
+   */
+  readonly requestsPerSecond?: number;
+  /**
+   * How many shards are worked on at once.
+   * @default the stream's; for an on-demand stream 4, which is what it begins with
+   */
+  readonly expectedShards?: number;
+  /** Invocations per shard at once; events of one partition key stay in order. From 1 to 10. @default 1 */
+  readonly parallelizationFactor?: number;
+  /** Records of an invocation, at most: from 1 to 10,000. @default 1000 */
+  readonly batchSize?: number;
+  /** How long to wait for a batch to fill. @default 1 second */
+  readonly maxBatchingWindow?: Duration;
+  /** @default 512 MiB */
+  readonly memorySize?: number;
+  /** How long an invocation may take, from 1 to 15 minutes. @default 2 minutes */
+  readonly timeout?: Duration;
+  /**
+   * Keeps as many invocations of the account's for the worker, and allows no more: a hard limit. It should be no less than
+   * the stream has shards. @default none
+   */
+  readonly reservedConcurrentExecutions?: number;
+  /**
+   * Gives up on records after a time or a number of attempts. Such records are not billed; they lie in the bucket.
+   * @default nothing is given up: an outage delays
+   */
+  readonly giveUp?: GiveUp;
+  /** A program of your own build. @default the package's */
+  readonly code?: RustCode;
+}
+
+/** When records are given up, and where they are kept. */
+export interface GiveUp {
+  /** A bucket, because a queue would get to know where a record lay in the stream, but not the record. */
+  readonly bucket: s3.IBucket;
+  readonly maxRecordAge?: Duration;
+  readonly retryAttempts?: number;
+}
+
+/** The worker as a Lambda function that the stream invokes. */
+export function lambdaWorker(scope: Construct, context: WorkerContext, props: LambdaWorkerProps): Worker {
+  const { common, stream } = context;
+  const timeout = props.timeout ?? Duration.minutes(2);
+  if (timeout.toSeconds() < 60 || timeout.toSeconds() > 900) {
+    throw new Error(`timeout: ${timeout.toHumanString()}; allowed are 1 to 15 minutes`);
+  }
+  const parallelizationFactor = props.parallelizationFactor ?? 1;
+  const shards = props.expectedShards ?? context.shardCount ?? ON_DEMAND_SHARDS;
+  const rate = (props.requestsPerSecond ?? 10) / (shards * parallelizationFactor);
+  const { function: worker } = new RustFunction(scope, 'Worker', {
+    common,
+    program: 'ingest-worker',
+    code: props.code,
+    handler: 'deliver',
+    description: 'Brings usage events from the stream to Amberflo.',
+    environment: { ...workerSettings(context), RATE_REQUESTS_PER_SECOND: String(Number(rate.toPrecision(3))) },
+    timeout,
+    memorySize: props.memorySize ?? 512,
+    reservedConcurrentExecutions: props.reservedConcurrentExecutions,
+  });
+  grantWorker(worker, context);
+  stream.grantRead(worker);
+  const { giveUp } = props;
+  if (giveUp && giveUp.maxRecordAge === undefined && giveUp.retryAttempts === undefined) {
+    throw new Error('giveUp: neither maxRecordAge nor retryAttempts is given');
+  }
+  new lambda.EventSourceMapping(scope, 'Mapping', {
+    target: worker,
+    eventSourceArn: stream.streamArn,
+    startingPosition: lambda.StartingPosition.TRIM_HORIZON,
+    batchSize: props.batchSize ?? 1000,
+    maxBatchingWindow: props.maxBatchingWindow ?? Duration.seconds(1),
+    parallelizationFactor,
+    // Without it Lambda takes every answer for a success.
+    reportBatchItemFailures: true,
+    // The worker isolates a bad record itself.
+    bisectBatchOnError: false,
+    ...(giveUp && {
+      maxRecordAge: giveUp.maxRecordAge,
+      retryAttempts: giveUp.retryAttempts,
+      onFailure: new S3OnFailureDestination(giveUp.bucket),
+    }),
+  });
+  addAlarm(scope, 'IteratorAge', common, {
+    metric: worker.metric('IteratorAge', { statistic: 'Maximum', period: PERIOD }),
+    above: Duration.minutes(15).toMilliseconds(),
+    periods: 2,
+    description: 'Usage events wait for a quarter of an hour: Amberflo is down, refuses our key, or traffic exceeds the limits.',
+  });
+  addAlarm(scope, 'Throttles', common, {
+    metric: worker.metricThrottles({ period: PERIOD }),
+    above: 0,
+    periods: 3,
+    description: 'The worker is not invoked as often as it should be: concurrency is exhausted. Events wait.',
+  });
+  new CfnOutput(scope, 'WorkerFunction', { value: worker.functionName, description: 'The worker' });
+  return {
+    widgets: [
+      [
+        new GraphWidget({ title: 'Iterator age', width: 12, left: [worker.metric('IteratorAge', { statistic: 'Maximum' })] }),
+        new GraphWidget({
+          title: 'Worker',
+          width: 12,
+          left: [worker.metricInvocations(), worker.metricErrors(), worker.metricThrottles()],
+          right: [worker.metricDuration({ statistic: 'p99' })],
+        }),
+      ],
+    ],
+  };
+}
