@@ -20,6 +20,8 @@ import { checkSettings } from './settings';
 import { WorkerCompute } from './worker/compute';
 import { Worker } from './worker/context';
 
+const RETENTION = Duration.days(7);
+
 /** How metering is set up. Every property has a default. */
 export interface AmberfloMeteringProps {
   /** The name of the secret in Secrets Manager with the API key of Amberflo. @default 'AmberfloApiKey' */
@@ -126,6 +128,7 @@ export class AmberfloMetering extends Construct implements IMetering {
       common,
       stream: this.stream,
       deadLetters: this.deadLetters,
+      retention: props.retention ?? RETENTION,
       shardCount: props.shardCount,
     });
     this.controlApi = new ControlApi(this, 'ControlApi', {
@@ -320,7 +323,7 @@ export class AmberfloMetering extends Construct implements IMetering {
     const stream = new kinesis.Stream(this, 'Stream', {
       streamMode: props.shardCount ? kinesis.StreamMode.PROVISIONED : kinesis.StreamMode.ON_DEMAND,
       shardCount: props.shardCount,
-      retentionPeriod: props.retention ?? Duration.days(7),
+      retentionPeriod: props.retention ?? RETENTION,
       encryption: props.encryptionKey ? kinesis.StreamEncryption.KMS : kinesis.StreamEncryption.MANAGED,
       encryptionKey: props.encryptionKey,
       removalPolicy: this.#common.removalPolicy,

@@ -7,7 +7,7 @@ import { Construct } from 'constructs';
 
 import { addAlarm, PERIOD } from '../common';
 import { RustCode, RustFunction } from '../rust-function';
-import { grantWorker, Worker, WorkerContext, workerSettings } from './context';
+import { addLagAlarms, grantWorker, Worker, WorkerContext, workerSettings } from './context';
 
 /** A new on-demand stream has as many shards. */
 const ON_DEMAND_SHARDS = 4;
@@ -79,7 +79,15 @@ export function lambdaWorker(scope: Construct, context: WorkerContext, props: La
     reservedConcurrentExecutions: props.reservedConcurrentExecutions,
   });
   grantWorker(worker, context);
-  stream.grantRead(worker);
+  stream.grant(
+    worker,
+    'kinesis:DescribeStream',
+    'kinesis:DescribeStreamSummary',
+    'kinesis:ListShards',
+    'kinesis:GetShardIterator',
+    'kinesis:GetRecords',
+  );
+  stream.encryptionKey?.grantDecrypt(worker);
   const { giveUp } = props;
   if (giveUp && giveUp.maxRecordAge === undefined && giveUp.retryAttempts === undefined) {
     throw new Error('giveUp: neither maxRecordAge nor retryAttempts is given');
@@ -101,12 +109,7 @@ export function lambdaWorker(scope: Construct, context: WorkerContext, props: La
       onFailure: new S3OnFailureDestination(giveUp.bucket),
     }),
   });
-  addAlarm(scope, 'IteratorAge', common, {
-    metric: worker.metric('IteratorAge', { statistic: 'Maximum', period: PERIOD }),
-    above: Duration.minutes(15).toMilliseconds(),
-    periods: 2,
-    description: 'Usage events wait for a quarter of an hour: Amberflo is down, refuses our key, or traffic exceeds the limits.',
-  });
+  addLagAlarms(scope, context, worker.metric('IteratorAge', { statistic: 'Maximum', period: PERIOD }));
   addAlarm(scope, 'Throttles', common, {
     metric: worker.metricThrottles({ period: PERIOD }),
     above: 0,
