@@ -1,5 +1,5 @@
 import { existsSync, readFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 
 import { Duration, RemovalPolicy } from 'aws-cdk-lib';
 import * as iam from 'aws-cdk-lib/aws-iam';
@@ -34,8 +34,8 @@ export interface RustCode {
   readonly architecture?: lambda.Architecture;
 }
 
-/** Where the package has its zips. */
-const ASSETS = join(__dirname, '..', 'assets');
+/** Where the package has its zips: beside its package.json, wherever this was compiled to. */
+const ASSETS = join(packageRoot(__dirname), 'assets');
 
 /** Called with whatever is given leave to invoke the function: a rule of EventBridge, or a route of API Gateway. */
 export type OnInvoker = (invoker: Construct) => void;
@@ -104,6 +104,12 @@ class InvokedFunction extends lambda.Function {
       this.#onInvoker?.(permission.scope);
     }
   }
+}
+
+/** The closest directory upwards that has a package.json. */
+export function packageRoot(directory: string): string {
+  const parent = dirname(directory);
+  return parent === directory || existsSync(join(directory, 'package.json')) ? directory : packageRoot(parent);
 }
 
 function packagedCode(program: Program): RustCode {
