@@ -27,9 +27,10 @@ export interface RustFunctionProps {
   readonly reservedConcurrentExecutions?: number;
 }
 
-/** A program built by yourself: a zip with `bootstrap`, for the runtime `provided.al2023`. */
+/** A program built by yourself. */
 export interface RustCode {
-  readonly code: lambda.Code;
+  /** A zip, or a directory, with `bootstrap` for the runtime `provided.al2023`. */
+  readonly path: string;
   /** @default the architecture of the programs in this package */
   readonly architecture?: lambda.Architecture;
 }
@@ -62,7 +63,8 @@ export class RustFunction extends Construct {
     const functionProps: lambda.FunctionProps = {
       runtime: lambda.Runtime.PROVIDED_AL2023,
       architecture: code.architecture ?? packagedArchitecture(),
-      code: code.code,
+      // Not shared between functions: code of an asset can be of one stack only.
+      code: lambda.Code.fromAsset(code.path),
       handler: props.handler,
       description: props.description,
       environment: { ...props.environment, LOG_FORMAT: 'json' },
@@ -117,7 +119,7 @@ function packagedCode(program: Program): RustCode {
   if (!existsSync(zip)) {
     throw new Error(`${zip} is missing: the npm package has it; in a clone of the repository, run \`make dist\` first`);
   }
-  return { code: lambda.Code.fromAsset(zip) };
+  return { path: zip };
 }
 
 function packagedArchitecture(): lambda.Architecture {

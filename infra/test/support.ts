@@ -3,7 +3,6 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
 import { App, AppProps, CfnElement } from 'aws-cdk-lib';
-import * as lambda from 'aws-cdk-lib/aws-lambda';
 
 import { AmberfloMeteringProps, RustCode, WorkerCompute } from '../src';
 import { packageRoot } from '../src/rust-function';
@@ -15,16 +14,14 @@ process.env.JSII_DEPRECATED ??= 'quiet';
 export const PACKAGE = packageRoot(__dirname);
 
 /** What stands for a program of ours where a test looks at templates only. */
-export function fakeProgram(): RustCode {
-  return { code: lambda.Code.fromAsset(join(PACKAGE, 'test', 'fixtures', 'program')) };
-}
+export const FAKE_PROGRAM: RustCode = { path: join(PACKAGE, 'test', 'fixtures', 'program') };
 
 /** Properties of metering that need no built program. */
 export function meteringProps(props: AmberfloMeteringProps = {}): AmberfloMeteringProps {
   return {
-    worker: WorkerCompute.lambda({ code: fakeProgram() }),
-    controlApiCode: fakeProgram(),
-    forwarderCode: fakeProgram(),
+    worker: WorkerCompute.lambda({ code: FAKE_PROGRAM }),
+    controlApiCode: FAKE_PROGRAM,
+    forwarderCode: FAKE_PROGRAM,
     ...props,
   };
 }
@@ -43,11 +40,15 @@ export function newApp(props: AppProps = {}): App {
   });
 }
 
+let temporary: string | undefined;
+
 /** A directory that is gone when the tests are. */
 export function temporaryDirectory(): string {
-  const directory = mkdtempSync(join(tmpdir(), 'amberflo-metering-'));
-  process.once('exit', () => rmSync(directory, { recursive: true, force: true }));
-  return directory;
+  if (!temporary) {
+    const root = (temporary = mkdtempSync(join(tmpdir(), 'amberflo-metering-')));
+    process.once('exit', () => rmSync(root, { recursive: true, force: true }));
+  }
+  return mkdtempSync(join(temporary, 'd'));
 }
 
 /** A resource of a template, with references resolved as {@link Synthesised} says. */
@@ -149,6 +150,9 @@ export class Synthesised {
           }
           return this.resolve(exported.stack, exported.value);
         }
+        // What new apps refer to other stacks with, instead of exports.
+        case 'Fn::GetStackOutput':
+          return this.resolve(argument.StackName, this.templates[argument.StackName].Outputs[argument.OutputName].Value);
       }
     }
     return Object.fromEntries(Object.entries(value).map(([name, member]) => [name, this.resolve(stack, member)]));
