@@ -199,11 +199,13 @@ export class AmberfloMetering extends Construct implements IMetering {
 
   /** SBT has made the function a target of its rule. */
   #onForwarderInvoker(invoker: Construct): void {
-    if (!usageRule(invoker)) {
+    const rule = usageRule(invoker);
+    if (!rule) {
       return;
     }
     this.#checkDetached();
     this.#attached = 'forwarder';
+    this.#forwarder?.receiveFromTargetOf(rule.rule);
     this.#onRule(invoker);
   }
 

@@ -1,7 +1,7 @@
-import { CfnOutput, Duration, Fn } from 'aws-cdk-lib';
+import { CfnOutput, Duration, Fn, Stack } from 'aws-cdk-lib';
 import { Metric } from 'aws-cdk-lib/aws-cloudwatch';
 import * as targets from 'aws-cdk-lib/aws-events-targets';
-import { IRuleRef, RuleTargetConfig } from 'aws-cdk-lib/aws-events';
+import { CfnRule, IRuleRef, RuleTargetConfig } from 'aws-cdk-lib/aws-events';
 import * as iam from 'aws-cdk-lib/aws-iam';
 import * as kinesis from 'aws-cdk-lib/aws-kinesis';
 import * as lambda from 'aws-cdk-lib/aws-lambda';
@@ -86,6 +86,16 @@ export class Forwarder extends Construct {
       description: 'The queue of events that did not reach the stream',
     });
   }
+
+  /**
+   * What EventBridge cannot bring to the function lies in the queue, too: SBT gives its target no such queue. The rule may be
+   * of a stack that refers to this one, so that the queue cannot name it: rules of this account and region may send.
+   */
+  receiveFromTargetOf(rule: CfnRule): void {
+    rule.addPropertyOverride('Targets.0.DeadLetterConfig', { Arn: this.undelivered.queueArn });
+    const rules = Stack.of(this).formatArn({ service: 'events', resource: 'rule', resourceName: '*' });
+    receiveFrom(this.undelivered, { ArnLike: { 'aws:SourceArn': rules } });
+  }
 }
 
 /**
@@ -108,18 +118,19 @@ export class StreamTarget extends targets.KinesisStream {
   }
 
   public override bind(rule: IRuleRef, id?: string): RuleTargetConfig {
-    this.#undelivered.addToResourcePolicy(
-      new iam.PolicyStatement({
-        principals: [new iam.ServicePrincipal('events.amazonaws.com')],
-        actions: ['sqs:SendMessage'],
-        resources: [this.#undelivered.queueArn],
-        conditions: { ArnEquals: { 'aws:SourceArn': rule.ruleRef.ruleArn } },
-      }),
-    );
-    this.#undelivered.encryptionMasterKey?.grantEncryptDecrypt(new iam.ServicePrincipal('events.amazonaws.com'));
+    receiveFrom(this.#undelivered, { ArnEquals: { 'aws:SourceArn': rule.ruleRef.ruleArn } });
     this.#onRule(rule as unknown as Construct);
     return super.bind(rule, id);
   }
+}
+
+/** Lets EventBridge send what it gives up to the queue; without leave, it drops the event. */
+function receiveFrom(queue: DeadLetterQueue, conditions: Record<string, unknown>): void {
+  const eventBridge = new iam.ServicePrincipal('events.amazonaws.com');
+  queue.addToResourcePolicy(
+    new iam.PolicyStatement({ principals: [eventBridge], actions: ['sqs:SendMessage'], resources: [queue.queueArn], conditions }),
+  );
+  queue.encryptionMasterKey?.grantEncryptDecrypt(eventBridge);
 }
 
 /** Rings when EventBridge gives up bringing a usage event to its target, and when such an event is lost. */
