@@ -307,8 +307,8 @@ export class AmberfloMetering extends Construct implements IMetering {
           resourceName: secretName,
           arnFormat: ArnFormat.COLON_RESOURCE_NAME,
         }),
-        encryptionKey: props.secretEncryptionKey,
       }),
+      secretKey: props.secretEncryptionKey,
       settings: {
         ...checkSettings(props.settings ?? {}),
         AMBERFLO_BASE_URL: props.amberfloBaseUrl ?? 'https://app.amberflo.io',

@@ -116,16 +116,25 @@ export class StreamTarget extends targets.KinesisStream {
         conditions: { ArnEquals: { 'aws:SourceArn': rule.ruleArn } },
       }),
     );
-    const grant = this.#undelivered.encryptionMasterKey?.grantEncryptDecrypt(new iam.ServicePrincipal('events.amazonaws.com'));
-    if (grant && !grant.success) {
+    this.#letUseKey(new iam.ServicePrincipal('events.amazonaws.com'));
+    this.#onRule(rule as IRule & Construct);
+    return super.bind(rule, id);
+  }
+
+  #letUseKey(eventBridge: iam.ServicePrincipal): void {
+    const statement = new iam.PolicyStatement({
+      principals: [eventBridge],
+      actions: ['kms:Decrypt', 'kms:GenerateDataKey*'],
+      resources: ['*'],
+    });
+    const added = this.#undelivered.encryptionMasterKey?.addToResourcePolicy(statement, true);
+    if (added && !added.statementAdded) {
       Annotations.of(this.#undelivered).addWarningV2(
         'amberflo-metering:key-policy',
         'the policy of an imported key is not ours to change: let events.amazonaws.com use kms:Decrypt and kms:GenerateDataKey* ' +
           'in it, or events that do not reach the stream are lost',
       );
     }
-    this.#onRule(rule as IRule & Construct);
-    return super.bind(rule, id);
   }
 }
 

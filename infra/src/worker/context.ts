@@ -2,7 +2,7 @@ import * as cloudwatch from 'aws-cdk-lib/aws-cloudwatch';
 import * as iam from 'aws-cdk-lib/aws-iam';
 import * as kinesis from 'aws-cdk-lib/aws-kinesis';
 
-import { Common } from '../common';
+import { Common, grantApiKey } from '../common';
 import { DeadLetterQueue } from '../dead-letter-queue';
 
 /** What a worker works on. */
@@ -29,5 +29,5 @@ export function workerSettings({ common, stream, deadLetters }: WorkerContext): 
 export function grantWorker(grantee: iam.IGrantable, { common, deadLetters }: WorkerContext): void {
   deadLetters.grant(grantee, 'sqs:GetQueueAttributes', 'sqs:SendMessage');
   deadLetters.encryptionMasterKey?.grantEncryptDecrypt(grantee);
-  common.secret.grantRead(grantee);
+  grantApiKey(grantee, common);
 }
