@@ -67,7 +67,7 @@ export function lambdaWorker(scope: Construct, context: WorkerContext, props: La
   const parallelizationFactor = props.parallelizationFactor ?? 1;
   const shards = props.expectedShards ?? context.shardCount ?? ON_DEMAND_SHARDS;
   const rate = (props.requestsPerSecond ?? 10) / (shards * parallelizationFactor);
-  const { function: worker } = new RustFunction(scope, 'Worker', {
+  const { function: worker, logGroup } = new RustFunction(scope, 'Worker', {
     common,
     program: 'ingest-worker',
     code: props.code,
@@ -114,15 +114,31 @@ export function lambdaWorker(scope: Construct, context: WorkerContext, props: La
     description: 'The worker is not invoked as often as it should be: concurrency is exhausted. Events wait.',
   });
   new CfnOutput(scope, 'WorkerFunction', { value: worker.functionName, description: 'The worker' });
+  const metrics = { period: PERIOD };
   return {
+    logGroup,
     widgets: [
       [
-        new GraphWidget({ title: 'Iterator age', width: 12, left: [worker.metric('IteratorAge', { statistic: 'Maximum' })] }),
         new GraphWidget({
-          title: 'Worker',
-          width: 12,
-          left: [worker.metricInvocations(), worker.metricErrors(), worker.metricThrottles()],
-          right: [worker.metricDuration({ statistic: 'p99' })],
+          title: 'Worker: how old the events are that it works on',
+          width: 8,
+          left: [worker.metric('IteratorAge', { ...metrics, statistic: 'Maximum', label: 'Iterator age' })],
+          leftYAxis: { label: 'ms', showUnits: false, min: 0 },
+        }),
+        new GraphWidget({
+          title: 'Worker: invocations',
+          width: 8,
+          left: [worker.metricInvocations(metrics), worker.metricErrors(metrics), worker.metricThrottles(metrics)],
+          leftYAxis: { label: 'count', showUnits: false, min: 0 },
+          right: [worker.metric('ConcurrentExecutions', { ...metrics, statistic: 'Maximum', label: 'At once' })],
+          rightYAxis: { label: 'at once', showUnits: false, min: 0 },
+        }),
+        new GraphWidget({
+          title: 'Worker: duration',
+          width: 8,
+          left: ['p50', 'p99', 'Maximum'].map((statistic) => worker.metricDuration({ ...metrics, statistic, label: statistic })),
+          leftYAxis: { label: 'ms', showUnits: false, min: 0 },
+          leftAnnotations: [{ value: timeout.toMilliseconds(), label: 'timeout' }],
         }),
       ],
     ],
