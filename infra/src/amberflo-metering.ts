@@ -1,6 +1,5 @@
 import { IASyncFunction, IMetering, ISyncFunction } from '@cdklabs/sbt-aws';
 import { Annotations, ArnFormat, Aspects, CfnOutput, Duration, Lazy, RemovalPolicy, Stack } from 'aws-cdk-lib';
-import { GraphWidget, IWidget } from 'aws-cdk-lib/aws-cloudwatch';
 import * as events from 'aws-cdk-lib/aws-events';
 import * as kinesis from 'aws-cdk-lib/aws-kinesis';
 import * as kms from 'aws-cdk-lib/aws-kms';
@@ -14,7 +13,7 @@ import { ControlApi, Scopes } from './control-api';
 import { MeteringDashboard } from './dashboard';
 import { DeadLetterQueue } from './dead-letter-queue';
 import { addUsageTarget, EventManagerLike, UsageRule, usageRule } from './event-manager';
-import { addRuleAlarms, Forwarder, ForwarderProps, ruleMetric, StreamTarget } from './forwarder';
+import { addRuleAlarms, Forwarder, ForwarderProps, StreamTarget } from './forwarder';
 import { RustCode } from './rust-function';
 import { checkSettings } from './settings';
 import { checkDuration, checkInteger, checkText } from './validate';
@@ -49,7 +48,7 @@ export interface AmberfloMeteringProps {
   readonly shardCount?: number;
   /** How long the stream keeps events: from 1 to 365 days. @default 7 days */
   readonly retention?: Duration;
-  /** A key of your own for stream and queues. @default those of Kinesis and SQS */
+  /** A key of your own for stream, queues and lease table. @default those of Kinesis, SQS and DynamoDB */
   readonly encryptionKey?: kms.IKey;
 
   /** Where the worker runs. @default WorkerCompute.lambda() */
@@ -150,7 +149,8 @@ export class AmberfloMetering extends Construct implements IMetering {
       worker: this.worker,
       deadLetters: this.deadLetters,
       controlApi: this.controlApi,
-      forwarding: () => this.#forwardingWidgets(),
+      rule: () => this.#rule,
+      undelivered: () => this.#forwarder?.undelivered,
     });
     if (props.eventManager) {
       this.#attach('eventManager', props.eventManager, this);
@@ -262,25 +262,6 @@ export class AmberfloMetering extends Construct implements IMetering {
       partitionKeyPath: this.#props.partitionKeyPath ?? '$.detail.tenantId',
       code: this.#props.forwarderCode,
     };
-  }
-
-  #forwardingWidgets(): IWidget[] {
-    const [forwarder, rule] = [this.#forwarder, this.#rule];
-    if (!forwarder || !rule || !sameStack(rule.rule, this)) {
-      return [];
-    }
-    return [
-      new GraphWidget({
-        title: 'Rule',
-        width: 12,
-        left: ['MatchedEvents', 'Invocations', 'FailedInvocations'].map((name) => ruleMetric(rule, name)),
-      }),
-      new GraphWidget({
-        title: 'Did not reach the stream',
-        width: 12,
-        left: [forwarder.undelivered.metricApproximateNumberOfMessagesVisible()],
-      }),
-    ];
   }
 
   #warnWhenDetached(node: IConstruct): void {

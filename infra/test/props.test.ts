@@ -59,7 +59,7 @@ describe('properties that cannot be are refused in one line', () => {
     [{ memorySize: 64 }, 'memorySize: 64; allowed is 128 to 10240, whole'],
     [{ reservedConcurrentExecutions: 0 }, 'reservedConcurrentExecutions: 0; allowed is 1 or more, whole'],
     [{ expectedShards: 0 }, 'expectedShards: 0; allowed is 1 or more, whole'],
-    [{ requestsPerSecond: 0 }, 'requestsPerSecond: 0; allowed is 0.001 to 1000000 for each of 4 invocations at once'],
+    [{ requestsPerSecond: 0.001 }, 'requestsPerSecond: 0.001; allowed is 0 (off), or 0.001 to 1000000 for each of 4 invocations at once'],
     [{ giveUp: { bucket: bucket() } }, 'giveUp: neither maxRecordAge nor retryAttempts is given'],
     [
       { giveUp: { bucket: bucket(), maxRecordAge: Duration.days(8) } },

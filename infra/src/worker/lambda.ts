@@ -21,7 +21,7 @@ const MOST_RATE = 1e6;
 export interface LambdaWorkerProps {
   /**
    * Requests to Amberflo per second that all invocations together may make. Each invocation gets its part: this, divided
-   * by `expectedShards` times `parallelizationFactor`.
+   * by `expectedShards` times `parallelizationFactor`. 0 turns the limit off.
    * @default 10
    */
   readonly requestsPerSecond?: number;
@@ -71,10 +71,10 @@ export function lambdaWorker(scope: Construct, context: WorkerContext, props: La
   const shards = props.expectedShards ?? context.shardCount ?? ON_DEMAND_SHARDS;
   const { requestsPerSecond = 10 } = props;
   const rate = Number((requestsPerSecond / (shards * parallelizationFactor)).toPrecision(3));
-  if (!(rate >= LEAST_RATE && rate <= MOST_RATE)) {
-    refuse('requestsPerSecond', requestsPerSecond, `${LEAST_RATE} to ${MOST_RATE} for each of ${shards * parallelizationFactor} invocations at once`);
+  if (requestsPerSecond !== 0 && !(rate >= LEAST_RATE && rate <= MOST_RATE)) {
+    refuse('requestsPerSecond', requestsPerSecond, `0 (off), or ${LEAST_RATE} to ${MOST_RATE} for each of ${shards * parallelizationFactor} invocations at once`);
   }
-  const { function: worker } = new RustFunction(scope, 'Worker', {
+  const { function: worker, logGroup } = new RustFunction(scope, 'Worker', {
     common,
     program: 'ingest-worker',
     code: props.code,
@@ -118,15 +118,31 @@ export function lambdaWorker(scope: Construct, context: WorkerContext, props: La
     description: 'The worker is not invoked as often as it should be: concurrency is exhausted. Events wait.',
   });
   new CfnOutput(scope, 'WorkerFunction', { value: worker.functionName, description: 'The worker' });
+  const metrics = { period: PERIOD };
   return {
+    logGroup,
     widgets: [
       [
-        new GraphWidget({ title: 'Iterator age', width: 12, left: [worker.metric('IteratorAge', { statistic: 'Maximum' })] }),
         new GraphWidget({
-          title: 'Worker',
-          width: 12,
-          left: [worker.metricInvocations(), worker.metricErrors(), worker.metricThrottles()],
-          right: [worker.metricDuration({ statistic: 'p99' })],
+          title: 'Worker: how old the events are that it works on',
+          width: 8,
+          left: [worker.metric('IteratorAge', { ...metrics, statistic: 'Maximum', label: 'Iterator age' })],
+          leftYAxis: { label: 'ms', showUnits: false, min: 0 },
+        }),
+        new GraphWidget({
+          title: 'Worker: invocations',
+          width: 8,
+          left: [worker.metricInvocations(metrics), worker.metricErrors(metrics), worker.metricThrottles(metrics)],
+          leftYAxis: { label: 'count', showUnits: false, min: 0 },
+          right: [worker.metric('ConcurrentExecutions', { ...metrics, statistic: 'Maximum', label: 'At once' })],
+          rightYAxis: { label: 'at once', showUnits: false, min: 0 },
+        }),
+        new GraphWidget({
+          title: 'Worker: duration',
+          width: 8,
+          left: ['p50', 'p99', 'Maximum'].map((statistic) => worker.metricDuration({ ...metrics, statistic, label: statistic })),
+          leftYAxis: { label: 'ms', showUnits: false, min: 0 },
+          leftAnnotations: [{ value: timeout.toMilliseconds(), label: 'timeout' }],
         }),
       ],
     ],
