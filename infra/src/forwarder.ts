@@ -1,7 +1,7 @@
-import { CfnOutput, Duration, Fn, Stack } from 'aws-cdk-lib';
+import { Annotations, CfnOutput, Duration, Fn, Stack } from 'aws-cdk-lib';
 import { Metric } from 'aws-cdk-lib/aws-cloudwatch';
 import * as targets from 'aws-cdk-lib/aws-events-targets';
-import { CfnRule, IRuleRef, RuleTargetConfig } from 'aws-cdk-lib/aws-events';
+import { CfnRule, IRule, RuleTargetConfig } from 'aws-cdk-lib/aws-events';
 import * as iam from 'aws-cdk-lib/aws-iam';
 import * as kinesis from 'aws-cdk-lib/aws-kinesis';
 import * as lambda from 'aws-cdk-lib/aws-lambda';
@@ -117,9 +117,9 @@ export class StreamTarget extends targets.KinesisStream {
     this.#onRule = onRule;
   }
 
-  public override bind(rule: IRuleRef, id?: string): RuleTargetConfig {
-    receiveFrom(this.#undelivered, { ArnEquals: { 'aws:SourceArn': rule.ruleRef.ruleArn } });
-    this.#onRule(rule as unknown as Construct);
+  public override bind(rule: IRule, id?: string): RuleTargetConfig {
+    receiveFrom(this.#undelivered, { ArnEquals: { 'aws:SourceArn': rule.ruleArn } });
+    this.#onRule(rule as IRule & Construct);
     return super.bind(rule, id);
   }
 }
@@ -130,7 +130,19 @@ function receiveFrom(queue: DeadLetterQueue, conditions: Record<string, unknown>
   queue.addToResourcePolicy(
     new iam.PolicyStatement({ principals: [eventBridge], actions: ['sqs:SendMessage'], resources: [queue.queueArn], conditions }),
   );
-  queue.encryptionMasterKey?.grantEncryptDecrypt(eventBridge);
+  const useKey = new iam.PolicyStatement({
+    principals: [eventBridge],
+    actions: ['kms:Decrypt', 'kms:GenerateDataKey*'],
+    resources: ['*'],
+  });
+  const added = queue.encryptionMasterKey?.addToResourcePolicy(useKey, true);
+  if (added && !added.statementAdded) {
+    Annotations.of(queue).addWarningV2(
+      'amberflo-metering:key-policy',
+      'the policy of an imported key is not ours to change: let events.amazonaws.com use kms:Decrypt and kms:GenerateDataKey* ' +
+        'in it, or events that do not reach the stream are lost',
+    );
+  }
 }
 
 /** Rings when EventBridge gives up bringing a usage event to its target, and when such an event is lost. */

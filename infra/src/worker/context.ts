@@ -2,9 +2,10 @@ import { Duration } from 'aws-cdk-lib';
 import * as cloudwatch from 'aws-cdk-lib/aws-cloudwatch';
 import * as iam from 'aws-cdk-lib/aws-iam';
 import * as kinesis from 'aws-cdk-lib/aws-kinesis';
+import * as logs from 'aws-cdk-lib/aws-logs';
 import { Construct } from 'constructs';
 
-import { addAlarm, Common } from '../common';
+import { addAlarm, Common, grantApiKey } from '../common';
 import { DeadLetterQueue } from '../dead-letter-queue';
 
 /** What a worker works on. */
@@ -22,6 +23,8 @@ export interface WorkerContext {
 export interface Worker {
   /** Rows of the dashboard. */
   readonly widgets: cloudwatch.IWidget[][];
+  /** Where it logs. */
+  readonly logGroup: logs.ILogGroup;
 }
 
 /** The settings of every worker: what it reads, where dead letters go, where Amberflo is. */
@@ -32,8 +35,8 @@ export function workerSettings({ common, stream, deadLetters }: WorkerContext): 
 /** Lets a worker of either kind write dead letters and read the API key. */
 export function grantWorker(grantee: iam.IGrantable, { common, deadLetters }: WorkerContext): void {
   deadLetters.grant(grantee, 'sqs:GetQueueAttributes', 'sqs:SendMessage');
-  deadLetters.encryptionMasterKey?.grantEncryptDecrypt(grantee);
-  common.secret.grantRead(grantee);
+  deadLetters.encryptionMasterKey?.grant(grantee, 'kms:Decrypt', 'kms:GenerateDataKey');
+  grantApiKey(grantee, common);
 }
 
 /** Rings when events wait for long, and again, with other words, when the stream is about to forget them. */
