@@ -16,6 +16,7 @@ import { addUsageTarget, EventManagerLike, UsageRule, usageRule } from './event-
 import { addRuleAlarms, Forwarder, ForwarderProps, StreamTarget } from './forwarder';
 import { RustCode } from './rust-function';
 import { checkSettings } from './settings';
+import { checkDuration, checkInteger, checkText } from './validate';
 import { WorkerCompute } from './worker/compute';
 import { Worker } from './worker/context';
 
@@ -113,6 +114,7 @@ export class AmberfloMetering extends Construct implements IMetering {
 
   constructor(scope: Construct, id: string, props: AmberfloMeteringProps = {}) {
     super(scope, id);
+    checkProps(props);
     this.#props = props;
     const common = (this.#common = this.#makeCommon(props));
     this.stream = this.#makeStream(props);
@@ -286,8 +288,8 @@ export class AmberfloMetering extends Construct implements IMetering {
           resourceName: secretName,
           arnFormat: ArnFormat.COLON_RESOURCE_NAME,
         }),
-        encryptionKey: props.secretEncryptionKey,
       }),
+      secretKey: props.secretEncryptionKey,
       settings: {
         ...checkSettings(props.settings ?? {}),
         AMBERFLO_BASE_URL: props.amberfloBaseUrl ?? 'https://app.amberflo.io',
@@ -299,7 +301,7 @@ export class AmberfloMetering extends Construct implements IMetering {
 
   #makeStream(props: AmberfloMeteringProps): kinesis.Stream {
     const stream = new kinesis.Stream(this, 'Stream', {
-      streamMode: props.shardCount ? kinesis.StreamMode.PROVISIONED : kinesis.StreamMode.ON_DEMAND,
+      streamMode: props.shardCount !== undefined ? kinesis.StreamMode.PROVISIONED : kinesis.StreamMode.ON_DEMAND,
       shardCount: props.shardCount,
       retentionPeriod: props.retention ?? Duration.days(7),
       encryption: props.encryptionKey ? kinesis.StreamEncryption.KMS : kinesis.StreamEncryption.MANAGED,
@@ -317,6 +319,17 @@ export class AmberfloMetering extends Construct implements IMetering {
     });
     return stream;
   }
+}
+
+/** @throws one line about the first property that is not what it may be */
+function checkProps(props: AmberfloMeteringProps): void {
+  checkText('amberfloAPIKeySecretName', props.amberfloAPIKeySecretName, /^[\w/+=.@-]{1,512}$/, "a secret's name, not its ARN");
+  checkText('amberfloAPIKeySecretId', props.amberfloAPIKeySecretId, /./, 'the name of a member of the secret');
+  checkText('amberfloBaseUrl', props.amberfloBaseUrl, /^https?:\/\/[^\s/?#@]+(\/[^\s?#@]*)?$/, 'https://HOST, without a user name');
+  checkText('partitionKeyPath', props.partitionKeyPath, /^(?=.{1,256}$)\$(\.[\w-]+)+$/, 'a path such as $.detail.tenantId');
+  checkInteger('shardCount', props.shardCount, 1);
+  checkDuration('retention', props.retention, 'hours', 24, 365 * 24);
+  checkDuration('archive', props.archive, 'days', 1, 2 ** 31 - 1);
 }
 
 function remove(construct: IConstruct | undefined): void {

@@ -1,6 +1,7 @@
 import { Duration, RemovalPolicy, Stack } from 'aws-cdk-lib';
 import * as cloudwatch from 'aws-cdk-lib/aws-cloudwatch';
 import { SnsAction } from 'aws-cdk-lib/aws-cloudwatch-actions';
+import * as iam from 'aws-cdk-lib/aws-iam';
 import * as kms from 'aws-cdk-lib/aws-kms';
 import * as logs from 'aws-cdk-lib/aws-logs';
 import * as secretsmanager from 'aws-cdk-lib/aws-secretsmanager';
@@ -20,10 +21,21 @@ export interface Common {
   readonly tracing: boolean;
   /** The API key. */
   readonly secret: secretsmanager.ISecret;
+  /** The key that the secret is encrypted with; Secrets Manager's own when there is none. */
+  readonly secretKey?: kms.IKey;
   /** The settings that worker and control API share: where Amberflo is, and how the API key is found. */
   readonly settings: Record<string, string>;
   /** The key of queues and lease table; those of SQS and DynamoDB when there is none. */
   readonly encryptionKey?: kms.IKey;
+}
+
+/**
+ * Lets `grantee` read the API key. What it needs of the secret's encryption key stands in its own policy: the policy of the
+ * key may be of a stack that ours depends on, or of none.
+ */
+export function grantApiKey(grantee: iam.IGrantable, { secret, secretKey }: Common): void {
+  secret.grantRead(grantee);
+  secretKey?.grantDecrypt(grantee);
 }
 
 /** An alarm and what it means to who is paged. */

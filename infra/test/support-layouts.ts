@@ -1,8 +1,10 @@
 import { ControlPlane, EventManager } from '@cdklabs/sbt-aws';
 import { AppProps, Stack } from 'aws-cdk-lib';
+import { Vpc } from 'aws-cdk-lib/aws-ec2';
+import { ContainerImage } from 'aws-cdk-lib/aws-ecs';
 import { Construct } from 'constructs';
 
-import { AmberfloMetering, AmberfloMeteringProps, EventManagerLike } from '../src';
+import { AmberfloMetering, AmberfloMeteringProps, EventManagerLike, WorkerCompute } from '../src';
 import { meteringProps, newApp, Synthesised } from './support';
 import * as sbtMain from './support-sbt-main';
 
@@ -20,6 +22,12 @@ export interface Layout {
 /** The workers, each in the scope that it needs. */
 export const COMPUTES = {
   lambda: (_scope: Construct): AmberfloMeteringProps => ({}),
+  fargate: (scope: Construct): AmberfloMeteringProps => ({
+    worker: WorkerCompute.fargate({
+      image: ContainerImage.fromRegistry('registry.example/ingest-worker:1'),
+      vpc: new Vpc(scope, 'Vpc', { maxAzs: 2, natGateways: 1 }),
+    }),
+  }),
 };
 
 /** Every layout, or those of some SBT. */

@@ -3,7 +3,7 @@ import * as iam from 'aws-cdk-lib/aws-iam';
 import * as kinesis from 'aws-cdk-lib/aws-kinesis';
 import * as logs from 'aws-cdk-lib/aws-logs';
 
-import { Common } from '../common';
+import { Common, grantApiKey } from '../common';
 import { DeadLetterQueue } from '../dead-letter-queue';
 
 /** What a worker works on. */
@@ -32,5 +32,5 @@ export function workerSettings({ common, stream, deadLetters }: WorkerContext): 
 export function grantWorker(grantee: iam.IGrantable, { common, deadLetters }: WorkerContext): void {
   deadLetters.grant(grantee, 'sqs:GetQueueAttributes', 'sqs:SendMessage');
   deadLetters.encryptionMasterKey?.grant(grantee, 'kms:Decrypt', 'kms:GenerateDataKey');
-  common.secret.grantRead(grantee);
+  grantApiKey(grantee, common);
 }
