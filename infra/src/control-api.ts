@@ -7,7 +7,7 @@ import * as lambda from 'aws-cdk-lib/aws-lambda';
 import { SqsDestination } from 'aws-cdk-lib/aws-lambda-destinations';
 import { Construct, IConstruct } from 'constructs';
 
-import { Common } from './common';
+import { Common, grantApiKey } from './common';
 import { DeadLetterQueue } from './dead-letter-queue';
 import { UsageRule } from './event-manager';
 import { OnInvoker, RustCode, RustFunction } from './rust-function';
@@ -169,7 +169,7 @@ function controlApiFunction(scope: Construct, id: string, props: ControlApiProps
     },
     onInvoker,
   );
-  common.secret.grantRead(handler);
+  grantApiKey(handler, common);
   return handler;
 }
 

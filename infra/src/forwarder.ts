@@ -1,7 +1,7 @@
-import { CfnOutput, Duration, Fn } from 'aws-cdk-lib';
+import { Annotations, CfnOutput, Duration, Fn } from 'aws-cdk-lib';
 import { Metric } from 'aws-cdk-lib/aws-cloudwatch';
 import * as targets from 'aws-cdk-lib/aws-events-targets';
-import { IRuleRef, RuleTargetConfig } from 'aws-cdk-lib/aws-events';
+import { IRule, RuleTargetConfig } from 'aws-cdk-lib/aws-events';
 import * as iam from 'aws-cdk-lib/aws-iam';
 import * as kinesis from 'aws-cdk-lib/aws-kinesis';
 import * as lambda from 'aws-cdk-lib/aws-lambda';
@@ -107,18 +107,34 @@ export class StreamTarget extends targets.KinesisStream {
     this.#onRule = onRule;
   }
 
-  public override bind(rule: IRuleRef, id?: string): RuleTargetConfig {
+  public override bind(rule: IRule, id?: string): RuleTargetConfig {
     this.#undelivered.addToResourcePolicy(
       new iam.PolicyStatement({
         principals: [new iam.ServicePrincipal('events.amazonaws.com')],
         actions: ['sqs:SendMessage'],
         resources: [this.#undelivered.queueArn],
-        conditions: { ArnEquals: { 'aws:SourceArn': rule.ruleRef.ruleArn } },
+        conditions: { ArnEquals: { 'aws:SourceArn': rule.ruleArn } },
       }),
     );
-    this.#undelivered.encryptionMasterKey?.grantEncryptDecrypt(new iam.ServicePrincipal('events.amazonaws.com'));
-    this.#onRule(rule as unknown as Construct);
+    this.#letUseKey(new iam.ServicePrincipal('events.amazonaws.com'));
+    this.#onRule(rule as IRule & Construct);
     return super.bind(rule, id);
+  }
+
+  #letUseKey(eventBridge: iam.ServicePrincipal): void {
+    const statement = new iam.PolicyStatement({
+      principals: [eventBridge],
+      actions: ['kms:Decrypt', 'kms:GenerateDataKey*'],
+      resources: ['*'],
+    });
+    const added = this.#undelivered.encryptionMasterKey?.addToResourcePolicy(statement, true);
+    if (added && !added.statementAdded) {
+      Annotations.of(this.#undelivered).addWarningV2(
+        'amberflo-metering:key-policy',
+        'the policy of an imported key is not ours to change: let events.amazonaws.com use kms:Decrypt and kms:GenerateDataKey* ' +
+          'in it, or events that do not reach the stream are lost',
+      );
+    }
   }
 }
 

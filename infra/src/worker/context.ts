@@ -1,8 +1,9 @@
 import * as cloudwatch from 'aws-cdk-lib/aws-cloudwatch';
 import * as iam from 'aws-cdk-lib/aws-iam';
 import * as kinesis from 'aws-cdk-lib/aws-kinesis';
+import * as logs from 'aws-cdk-lib/aws-logs';
 
-import { Common } from '../common';
+import { Common, grantApiKey } from '../common';
 import { DeadLetterQueue } from '../dead-letter-queue';
 
 /** What a worker works on. */
@@ -18,6 +19,8 @@ export interface WorkerContext {
 export interface Worker {
   /** Rows of the dashboard. */
   readonly widgets: cloudwatch.IWidget[][];
+  /** Where it logs. */
+  readonly logGroup: logs.ILogGroup;
 }
 
 /** The settings of every worker: what it reads, where dead letters go, where Amberflo is. */
@@ -28,6 +31,6 @@ export function workerSettings({ common, stream, deadLetters }: WorkerContext): 
 /** Lets a worker of either kind write dead letters and read the API key. */
 export function grantWorker(grantee: iam.IGrantable, { common, deadLetters }: WorkerContext): void {
   deadLetters.grant(grantee, 'sqs:GetQueueAttributes', 'sqs:SendMessage');
-  deadLetters.encryptionMasterKey?.grantEncryptDecrypt(grantee);
-  common.secret.grantRead(grantee);
+  deadLetters.encryptionMasterKey?.grant(grantee, 'kms:Decrypt', 'kms:GenerateDataKey');
+  grantApiKey(grantee, common);
 }
