@@ -58,12 +58,21 @@ export interface FargateWorkerProps {
   readonly failoverTime?: Duration;
   /** How long a task that is stopped may take to settle what is in flight: from 1 to 110 seconds. @default 25 seconds */
   readonly shutdownGrace?: Duration;
+  /**
+   * Where the worker starts in the stream when it has not read any of it. When you come from WorkerCompute.lambda, give the
+   * time that all events before have been delivered: what it has delivered is sent again otherwise, and what of that
+   * Amberflo does not remember any more is billed twice.
+   * @default 'trim-horizon', the oldest event
+   */
+  readonly startAt?: 'trim-horizon' | 'latest' | Date;
   /** Who reads the workers' metrics. @default nobody: they are served inside the task alone */
   readonly metricsScrape?: MetricsScrape;
 }
 
 /** Settings that are the same for all tasks, and that the construct decides itself. */
-const OWN = ['ADMIN_LISTEN', 'AWS_REGION', 'CREATE_LEASE_TABLE', 'FAILOVER_TIME', 'SHUTDOWN_GRACE', 'WORKER_ID'];
+const OWN = [
+  'ADMIN_LISTEN', 'AWS_REGION', 'CREATE_LEASE_TABLE', 'FAILOVER_TIME', 'INITIAL_POSITION', 'SHUTDOWN_GRACE', 'WORKER_ID',
+];
 /** A new on-demand stream has as many shards. */
 const ON_DEMAND_SHARDS = 4;
 /** The user `nonroot` of distroless images; a number needs no /etc/passwd. */
@@ -179,7 +188,7 @@ function leaseTable(scope: Construct, { common }: WorkerContext): dynamodb.Table
     pointInTimeRecoverySpecification: { pointInTimeRecoveryEnabled: true },
     encryption: common.encryptionKey ? dynamodb.TableEncryption.CUSTOMER_MANAGED : dynamodb.TableEncryption.DEFAULT,
     encryptionKey: common.encryptionKey,
-    deletionProtection: common.removalPolicy === RemovalPolicy.RETAIN,
+    deletionProtection: common.removalPolicy !== RemovalPolicy.DESTROY,
     removalPolicy: common.removalPolicy,
   });
 }
@@ -219,6 +228,7 @@ function taskDefinition(scope: Construct, { context, props, size, leases, loggin
       RATE_REQUESTS_PER_SECOND: String(size.requestsPerSecond),
       FAILOVER_TIME: `${size.failoverTime.toSeconds()}s`,
       SHUTDOWN_GRACE: `${size.shutdownGrace.toSeconds()}s`,
+      INITIAL_POSITION: props.startAt instanceof Date ? props.startAt.toISOString() : (props.startAt ?? 'trim-horizon'),
       ADMIN_LISTEN: props.metricsScrape?.adminListen ?? '127.0.0.1:9464',
       LOG_FORMAT: 'json',
     },
@@ -232,6 +242,8 @@ function taskDefinition(scope: Construct, { context, props, size, leases, loggin
       startPeriod: Duration.seconds(60),
     },
   });
+  const executionPolicy = task.obtainExecutionRole().node.findChild('DefaultPolicy');
+  suppressNag(executionPolicy, 'AwsSolutions-IAM5', 'A token for ECR is for no repository in particular.', ['Resource::*']);
   return task;
 }
 
