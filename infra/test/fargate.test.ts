@@ -328,7 +328,7 @@ describe('alarms', () => {
     const ours = app.all(ALARM).filter(({ path }) => /\/Ingest\/[^/]+\/Resource$/.test(path));
     assert.deepEqual(
       ours.map(({ path }) => path.split('/').at(-2)).sort(),
-      ['ErrorAlarm', 'IteratorAge', 'Memory', 'NoWorker', 'OutageAlarm', 'TooFewTasks'],
+      ['ErrorAlarm', 'Expiring', 'Late', 'Memory', 'NoWorker', 'OutageAlarm', 'TooFewTasks'],
     );
     const topic = [ref(app.one('AWS::SNS::Topic'))];
     for (const { properties } of ours) {
@@ -338,8 +338,8 @@ describe('alarms', () => {
   });
 
   test('ring when events are old', () => {
-    assert.equal(metric('IteratorAge').MetricName, 'GetRecords.IteratorAgeMilliseconds');
-    assert.equal(alarm('IteratorAge').Threshold, 900_000);
+    assert.equal(metric('Late').MetricName, 'GetRecords.IteratorAgeMilliseconds');
+    assert.equal(alarm('Late').Threshold, 900_000);
   });
 
   test('ring when fewer tasks run than should', () => {

@@ -98,7 +98,7 @@ describe('the commands of the README, with programs that only note how they are 
 
 function controlPlane(): any {
   // Any directory will do.
-  const code = { code: lambda.Code.fromAsset(join(PACKAGE, 'examples')) };
+  const code = { path: join(PACKAGE, 'examples') };
   const app = new App({ analyticsReporting: false, postCliContext: { 'aws:cdk:bundling-stacks': [] }, outdir: join(directory, 'cdk.out') });
   const stack = new Stack(app, 'ControlPlaneStack');
   const metering = new AmberfloMetering(stack, 'AmberfloMetering', {

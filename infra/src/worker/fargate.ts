@@ -119,7 +119,7 @@ export function fargateWorker(scope: Construct, context: WorkerContext, props: F
   scaleTasks(service, context.stream, { minTasks, maxTasks });
 
   const metrics = fargateMetrics(scope, { stream: context.stream, service, leases, logGroup });
-  fargateAlarms(scope, common, metrics, minTasks);
+  fargateAlarms(scope, context, metrics, minTasks);
   new CfnOutput(scope, 'WorkerService', { value: service.serviceArn, description: 'The worker' });
   new CfnOutput(scope, 'LeaseTable', { value: leases.tableName, description: 'The table of leases and checkpoints' });
   return { widgets: fargateWidgets(metrics), logGroup };
