@@ -10,7 +10,6 @@ import { promisify } from 'node:util';
 
 import * as sbt from '@cdklabs/sbt-aws';
 import { App, Duration, Stack } from 'aws-cdk-lib';
-import * as lambda from 'aws-cdk-lib/aws-lambda';
 
 import { AmberfloMetering, WorkerCompute } from '../src';
 import { Block, blocks, PACKAGE, README } from './support-readme';
