@@ -46,6 +46,13 @@ export interface LambdaWorkerProps {
    */
   readonly reservedConcurrentExecutions?: number;
   /**
+   * Where the worker starts in the stream. When you come from WorkerCompute.fargate, give the time that all events before
+   * have been delivered: what that worker has delivered is sent again otherwise, and what of that Amberflo does not
+   * remember any more is billed twice. It counts when the mapping is made; do not change it afterwards.
+   * @default 'trim-horizon', the oldest event
+   */
+  readonly startAt?: 'trim-horizon' | Date;
+  /**
    * Gives up on records after a time or a number of attempts. Such records are not billed; they lie in the bucket.
    * @default nothing is given up: an outage delays
    */
@@ -99,7 +106,9 @@ export function lambdaWorker(scope: Construct, context: WorkerContext, props: La
   new lambda.EventSourceMapping(scope, 'Mapping', {
     target: worker,
     eventSourceArn: stream.streamArn,
-    startingPosition: lambda.StartingPosition.TRIM_HORIZON,
+    ...(props.startAt instanceof Date
+      ? { startingPosition: lambda.StartingPosition.AT_TIMESTAMP, startingPositionTimestamp: props.startAt.getTime() / 1000 }
+      : { startingPosition: lambda.StartingPosition.TRIM_HORIZON }),
     batchSize: props.batchSize ?? 1000,
     maxBatchingWindow: props.maxBatchingWindow ?? Duration.seconds(1),
     parallelizationFactor,
