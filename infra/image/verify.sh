@@ -3,7 +3,9 @@
 # directory with what the Dockerfile copies and nothing else, and runs it there as Docker would: read-only, as process 1,
 # as user 65532. Needs root, for chroot and mount; Linux; Rust; Node.js and Python 3 for the emulators; openssl.
 #
-#     sudo --preserve-env=PATH infra/image/verify.sh          IMAGE_PROFILE=dev: a debug build, sooner
+#     sudo --preserve-env=PATH,HOME,CARGO_TARGET_DIR infra/image/verify.sh
+#
+# IMAGE_PROFILE=dev: a debug build, sooner. What root builds is root's: a CARGO_TARGET_DIR of its own keeps it apart.
 #
 # Verified: the program is static; --help, --version and refused settings; names from /etc/hosts and from a name server;
 # TLS with both clients (Amberflo's and AWS's) to the names that they use by themselves, trusting the one file of CAs and
@@ -24,7 +26,14 @@ image=$scratch/image
 # Loopback addresses that nothing else on a machine uses.
 name_server=127.11.53.53
 started=()
+# What a process came down to, through the programs that started each other.
+leaf() {
+    local process=$1 child
+    while child=$(pgrep --parent "$process"); do process=$child; done
+    echo "$process"
+}
 finish() {
+    [ -z "${outer:-}" ] || kill -9 "$(leaf "$outer")" 2>/dev/null || true
     for process in "${started[@]}"; do kill "$process" 2>/dev/null || true; done
     wait
     rm -rf "$scratch"
@@ -147,7 +156,6 @@ ok "without the file of CAs nobody is trusted: $(grep -iE 'certificate|UnknownIs
 touch "$scratch/before"
 in_image 600 "${worker[@]}" -- >"$scratch/worker.log" 2>&1 &
 outer=$!
-started+=($outer)
 until_ok 60 grep -q '"started"' "$scratch/worker.log"
 until_ok 60 in_image 10 ADMIN_LISTEN=0.0.0.0:"$admin" -- health
 ok 'started, and healthy by its own health command'
@@ -164,8 +172,7 @@ ok '500 events of an emulated stream are billed, over TLS, by names'
 for name in "${names[@]}"; do grep -qx "$name" "$scratch/names.log" || fail "$name was not asked for"; done
 ok "asked the name server for $(sort -u "$scratch/names.log" | paste -sd' ')"
 
-inner=$outer
-while child=$(pgrep --parent "$inner"); do inner=$child; done
+inner=$(leaf "$outer")
 grep -qE '^Uid:\s+65532\s+65532' "/proc/$inner/status" || fail 'it runs as another user'
 grep -qE '^CapEff:\s+0+$' "/proc/$inner/status" || fail 'it has capabilities'
 grep -qE '^NSpid:\s.*\s1$' "/proc/$inner/status" || fail 'it is not process 1'
