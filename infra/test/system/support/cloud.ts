@@ -7,7 +7,17 @@ import { missing, TOOLS } from './tools';
 
 /** The region and the credentials of everything that uses the emulated AWS. */
 export const REGION = 'us-east-1';
+/** Everything is on loopback; a busy machine may take its time. */
+const REQUEST_MS = 20_000;
 const CREDENTIALS = { accessKeyId: 'emulated', secretAccessKey: 'emulated' };
+
+/** What a client of the SDK needs to use the emulated AWS. */
+export interface ClientSettings {
+  readonly endpoint: string;
+  readonly region: string;
+  readonly credentials: typeof CREDENTIALS;
+  readonly requestHandler: { connectionTimeout: number; requestTimeout: number; throwOnRequestTimeout: boolean };
+}
 
 /** Why no emulated AWS can be started here, if so. */
 export function noCloud(suite: string): string | undefined {
@@ -19,13 +29,14 @@ export class Cloud {
   /** `http://127.0.0.1:PORT` */
   readonly url: string;
   /** For a client of the SDK. */
-  readonly client: { endpoint: string; region: string; credentials: typeof CREDENTIALS };
+  readonly client: ClientSettings;
   readonly #program: Program;
   readonly #directory: string;
 
   private constructor(url: string, program: Program, directory: string) {
     this.url = url;
-    this.client = { endpoint: url, region: REGION, credentials: CREDENTIALS };
+    const requestHandler = { connectionTimeout: REQUEST_MS, requestTimeout: REQUEST_MS, throwOnRequestTimeout: true };
+    this.client = { endpoint: url, region: REGION, credentials: CREDENTIALS, requestHandler };
     this.#program = program;
     this.#directory = directory;
   }
@@ -56,7 +67,7 @@ export class Cloud {
     try {
       await eventually('ministack to listen', async () => {
         program.assertRunning();
-        const answer = await fetch(`${url}/_ministack/health`).catch(() => undefined);
+        const answer = await fetch(`${url}/_ministack/health`, { signal: AbortSignal.timeout(REQUEST_MS) }).catch(() => undefined);
         return answer?.ok || undefined;
       });
     } catch (error) {

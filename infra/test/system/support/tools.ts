@@ -15,20 +15,26 @@ const BUILT_BY = {
   'control-api-lambda': ['--package', 'control-api', '--features', 'lambda', '--bin', 'control-api-lambda'],
 } as const;
 
-/**
- * A program of this repository: from BIN_DIR if that is set, otherwise from cargo's directory for debug builds, built now
- * where it is missing. CI has built it in an earlier suite.
- */
+/** Where the programs lie: in BIN_DIR if that is set, otherwise in cargo's directory for debug builds. */
+const BINARIES = process.env.BIN_DIR ?? join(process.env.CARGO_TARGET_DIR ?? join(ROOT, 'target'), 'debug');
+
+/** One of this repository's programs. */
 export function binary(name: keyof typeof BUILT_BY): string {
-  const { BIN_DIR, CARGO_TARGET_DIR } = process.env;
-  const file = join(BIN_DIR ?? join(CARGO_TARGET_DIR ?? join(ROOT, 'target'), 'debug'), name);
-  if (!existsSync(file)) {
-    if (BIN_DIR) {
-      throw new Error(`${file} is missing`);
+  return join(BINARIES, name);
+}
+
+/**
+ * Builds those programs that are missing; CI has built them in an earlier suite. To be called before anything is started,
+ * because nothing else happens in this process meanwhile.
+ */
+export function build(...names: (keyof typeof BUILT_BY)[]): void {
+  for (const name of names.filter((each) => !existsSync(binary(each)))) {
+    if (process.env.BIN_DIR) {
+      throw new Error(`${binary(name)} is missing`);
     }
-    execFileSync('cargo', ['build', '--locked', ...BUILT_BY[name]], { cwd: ROOT, stdio: 'inherit' });
+    // What cargo says must not be taken for the output of the test runner.
+    execFileSync('cargo', ['build', '--locked', ...BUILT_BY[name]], { cwd: ROOT, stdio: ['ignore', 2, 2] });
   }
-  return file;
 }
 
 /**
