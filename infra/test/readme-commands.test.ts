@@ -10,7 +10,6 @@ import { promisify } from 'node:util';
 
 import * as sbt from '@cdklabs/sbt-aws';
 import { App, Duration, Stack } from 'aws-cdk-lib';
-import * as lambda from 'aws-cdk-lib/aws-lambda';
 
 import { AmberfloMetering, WorkerCompute } from '../src';
 import { Block, blocks, PACKAGE, README } from './support-readme';
@@ -30,7 +29,7 @@ describe('the commands of the README, with programs that only note how they are 
     mkdirSync(join(directory, 'infra'), { recursive: true });
     mkdirSync(bin);
     const log = join(directory, 'calls');
-    for (const program of ['aws', 'curl', 'jq', 'make', 'npm', 'npx']) {
+    for (const program of ['aws', 'curl', 'docker', 'jq', 'make', 'npm', 'npx']) {
       const file = join(bin, program);
       // The separators are ASCII's of units and records. The answer has to be a word.
       writeFileSync(file, `#!/bin/sh\n{ printf '%s\\037' ${program} "$@"; printf '\\036'; } >>'${log}'\necho ${program}-answer\n`);
@@ -98,7 +97,7 @@ describe('the commands of the README, with programs that only note how they are 
 
 function controlPlane(): any {
   // Any directory will do.
-  const code = { code: lambda.Code.fromAsset(join(PACKAGE, 'examples')) };
+  const code = { path: join(PACKAGE, 'examples') };
   const app = new App({ analyticsReporting: false, postCliContext: { 'aws:cdk:bundling-stacks': [] }, outdir: join(directory, 'cdk.out') });
   const stack = new Stack(app, 'ControlPlaneStack');
   const metering = new AmberfloMetering(stack, 'AmberfloMetering', {
