@@ -308,8 +308,8 @@ export class AmberfloMetering extends Construct implements IMetering {
       encryptionKey: props.encryptionKey,
       removalPolicy: this.#common.removalPolicy,
     });
-    if (!props.encryptionKey) {
-      suppressNag(stream, 'AwsSolutions-KDS3', "Kinesis's own key is the default; encryptionKey sets one of your own.");
+    if (props.encryptionKey) {
+      suppressNag(stream, 'AwsSolutions-KDS3', 'A key of your own is asked for; the default is that of Kinesis.');
     }
     addAlarm(stream, 'WriteThrottles', this.#common, {
       metric: stream.metricWriteProvisionedThroughputExceeded({ period: PERIOD, statistic: 'Sum' }),

@@ -89,6 +89,14 @@ export function suppressNag(construct: IConstruct, id: string, reason: string, a
   });
 }
 
+/** Answers cdk-nag for a role that CDK itself has let use a key of yours. */
+export function suppressNagOfKey(role: IConstruct, { encryptionKey }: Pick<Common, 'encryptionKey'>): void {
+  if (encryptionKey) {
+    const wildcards = ['Action::kms:ReEncrypt*', 'Action::kms:GenerateDataKey*'];
+    suppressNag(role.node.findChild('DefaultPolicy'), 'AwsSolutions-IAM5', "CDK's grants of a key; each is two actions.", wildcards);
+  }
+}
+
 /** Whether both are of one stack, so that references both ways are possible. */
 export function sameStack(one: IConstruct, other: IConstruct): boolean {
   return Stack.of(one) === Stack.of(other);

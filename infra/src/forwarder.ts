@@ -8,7 +8,7 @@ import * as lambda from 'aws-cdk-lib/aws-lambda';
 import { SqsDestination } from 'aws-cdk-lib/aws-lambda-destinations';
 import { Construct } from 'constructs';
 
-import { addAlarm, Common, PERIOD } from './common';
+import { addAlarm, Common, PERIOD, suppressNagOfKey } from './common';
 import { DeadLetterQueue } from './dead-letter-queue';
 import { UsageRule } from './event-manager';
 import { OnInvoker, RustCode, RustFunction } from './rust-function';
@@ -77,6 +77,7 @@ export class Forwarder extends Construct {
       enabled: false,
     });
     this.undelivered.grantConsumeMessages(this.function);
+    suppressNagOfKey(forwarder.role, common);
     new CfnOutput(this, 'RedriveMapping', {
       value: redrive.eventSourceMappingId,
       description: 'Enable it to redrive the events that did not reach the stream',
@@ -93,6 +94,7 @@ export class Forwarder extends Construct {
  * afterwards: without leave to send to it, EventBridge drops the event.
  */
 export class StreamTarget extends targets.KinesisStream {
+  readonly #common: Common;
   readonly #undelivered: DeadLetterQueue;
   readonly #onRule: (rule: Construct) => void;
 
@@ -103,6 +105,7 @@ export class StreamTarget extends targets.KinesisStream {
       retryAttempts: RETRIES,
       maxEventAge: RETRIED_FOR,
     });
+    this.#common = props.common;
     this.#undelivered = props.undelivered;
     this.#onRule = onRule;
   }
@@ -118,7 +121,9 @@ export class StreamTarget extends targets.KinesisStream {
     );
     this.#letUseKey(new iam.ServicePrincipal('events.amazonaws.com'));
     this.#onRule(rule as IRule & Construct);
-    return super.bind(rule, id);
+    const config = super.bind(rule, id);
+    suppressNagOfKey(config.role as iam.Role, this.#common);
+    return config;
   }
 
   #letUseKey(eventBridge: iam.ServicePrincipal): void {

@@ -6,7 +6,7 @@ import { AppProps } from 'aws-cdk-lib';
 import { AmberfloMeteringProps } from '../src';
 import { attribute, RECOMMENDED_FLAGS, ref, Resource, Synthesised } from './support';
 import { describeLayout, Layout, layouts, synthesise } from './support-layouts';
-import { envOf, matches, permissions, targetsOf, usageEvent } from './support-resources';
+import { envOf, isOurs, matches, permissions, targetsOf, usageEvent } from './support-resources';
 
 const RULE = 'AWS::Events::Rule';
 const QUEUE = 'AWS::SQS::Queue';
@@ -188,10 +188,6 @@ const ROUTES = [
   'GET /usage/{meterId}', 'DELETE /usage',
   'POST /ingest', 'GET /dead-letters', 'DELETE /dead-letters', 'POST /dead-letters/redrive', 'GET /usage/{meterId}/events',
 ];
-
-function isOurs({ path, logicalId }: Resource): boolean {
-  return path.startsWith('AmberfloMetering') || logicalId.startsWith('AmberfloMetering');
-}
 
 function forwarder(app: Synthesised): Resource {
   return app.one(FUNCTION, ({ path }) => path.includes('/Forward/'));

@@ -46,6 +46,9 @@ export function describeLayout({ sbt, way, stacks, compute }: Layout): string {
   return `SBT ${sbt}, ${way}, ${stacks}, ${compute}`;
 }
 
+/** Properties of metering, or what makes them in its stack. */
+export type GivenProps = AmberfloMeteringProps | ((stack: Stack) => AmberfloMeteringProps);
+
 /** An app of a layout before it is synthesised. */
 export class LayoutApp {
   readonly app;
@@ -56,7 +59,7 @@ export class LayoutApp {
   readonly metering: AmberfloMetering;
   readonly eventManager: EventManagerLike;
 
-  constructor(layout: Layout, props: AmberfloMeteringProps = {}, appProps: AppProps = {}) {
+  constructor(layout: Layout, props: GivenProps = {}, appProps: AppProps = {}) {
     this.app = newApp(appProps);
     this.controlPlane = new Stack(this.app, 'ControlPlane');
     this.meteringStack = layout.stacks === 'one stack' ? this.controlPlane : new Stack(this.app, 'Metering');
@@ -67,7 +70,7 @@ export class LayoutApp {
       ...meteringProps(),
       ...COMPUTES[layout.compute](this.meteringStack),
       eventManager,
-      ...props,
+      ...(typeof props === 'function' ? props(this.meteringStack) : props),
     });
     this.eventManager = addControlPlane(layout.sbt, this.controlPlane, this.metering, eventManager);
     if (layout.way === 'attachTo') {
@@ -98,6 +101,6 @@ function addControlPlane(
 }
 
 /** A layout, synthesised. */
-export function synthesise(layout: Layout, props: AmberfloMeteringProps = {}, appProps: AppProps = {}): Synthesised {
+export function synthesise(layout: Layout, props: GivenProps = {}, appProps: AppProps = {}): Synthesised {
   return new LayoutApp(layout, props, appProps).synth();
 }

@@ -18,6 +18,11 @@ export function matches(rule: Resource, event: Record<string, unknown>): boolean
   });
 }
 
+/** Whether a resource is of metering, in whichever stack. */
+export function isOurs({ path }: Resource): boolean {
+  return path.startsWith('AmberfloMetering');
+}
+
 /** The targets of rules. */
 export function targetsOf(rules: Resource[]): any[] {
   return rules.flatMap(({ properties }) => properties.Targets ?? []);
