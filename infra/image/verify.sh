@@ -31,7 +31,11 @@ finish() {
 }
 trap finish EXIT
 ok() { echo "ok      $*"; }
-fail() { echo "FAILED  $*" >&2; exit 1; }
+fail() {
+    echo "FAILED  $*" >&2
+    tail -n 5 "$scratch"/*.log >&2
+    exit 1
+}
 # until SECONDS COMMAND...: waits for it to succeed.
 until_ok() {
     local end=$((SECONDS + $1))
@@ -44,6 +48,7 @@ until_ok() {
 
 # --- the image
 mkdir -p "$image"/etc/ssl/certs "$image"/proc "$image"/dev
+touch "$image"/dev/{null,zero,random,urandom}
 infra/image/build.sh "$profile" "$image/ingest-worker"
 cp LICENSE "$image/"
 ! readelf --program-headers --dynamic "$image/ingest-worker" | grep -E 'INTERP|NEEDED' || fail 'it is not static'
@@ -70,6 +75,8 @@ in_image() {
         image=$1 && shift
         mount --bind "$image" "$image"
         mount -t proc proc "$image/proc"
+        # Of the devices that containers have; a static program reads its random numbers from the last one.
+        for device in null zero random urandom; do mount --bind /dev/$device "$image/dev/$device"; done
         mount -o remount,bind,ro "$image"
         cd "$image"
         exec env -i "$@"' sh "$image" \
@@ -102,7 +109,7 @@ started+=($!)
 "$target/debug/amberflo-sandbox" --listen 127.0.0.1:0 >"$scratch/sandbox.log" 2>&1 &
 started+=($!)
 until_ok 60 test -s "$scratch/aws.env"
-until_ok 30 grep -q 'http://127' "$scratch/sandbox.log"
+until_ok 30 grep -q 'address=127' "$scratch/sandbox.log"
 port() { grep -oE '127\.0\.0\.1:[0-9]+' | head -1 | cut -d: -f2; }
 setting() { sed -n "s/^export $1='\(.*\)'$/\1/p" "$scratch/aws.env"; }
 amberflo=$(port <"$scratch/sandbox.log")
@@ -130,10 +137,12 @@ worker=("${aws[@]}" STREAM=kinesis:usage API_KEY_SECRET_NAME=amberflo API_KEY_SE
     AWS_ENDPOINT_URL_SQS="http://from-the-hosts-file:$others" ADMIN_LISTEN=0.0.0.0:"$admin")
 
 mv "$image/etc/ssl/certs/ca-certificates.crt" "$scratch/"
-refused 1 "${names[3]}\|secretsmanager" "${aws[@]}" AWS_MAX_ATTEMPTS=1 STREAM=kinesis:usage DEAD_LETTER_QUEUE=http://q \
-    API_KEY_SECRET_NAME=amberflo API_KEY_SECRET_ID=apiKey LOG=off --
+code=0
+in_image 60 "${worker[@]}" AWS_MAX_ATTEMPTS=1 -- 2>"$scratch/err" || code=$?
+# A debug build of the AWS client ends in an assertion about it.
+[ $code != 0 ] && grep -qiE 'certificate|UnknownIssuer' "$scratch/err" || fail "exit code $code: $(cat "$scratch/err")"
 mv "$scratch/ca-certificates.crt" "$image/etc/ssl/certs/"
-ok "without the file of CAs nobody is trusted: $(cut -c1-200 "$scratch/err")"
+ok "without the file of CAs nobody is trusted: $(grep -iE 'certificate|UnknownIssuer' "$scratch/err" | tail -1 | cut -c1-300)"
 
 touch "$scratch/before"
 in_image 600 "${worker[@]}" -- >"$scratch/worker.log" 2>&1 &
@@ -155,7 +164,8 @@ ok '500 events of an emulated stream are billed, over TLS, by names'
 for name in "${names[@]}"; do grep -qx "$name" "$scratch/names.log" || fail "$name was not asked for"; done
 ok "asked the name server for $(sort -u "$scratch/names.log" | paste -sd' ')"
 
-inner=$(pgrep --parent "$(pgrep --parent "$outer")")
+inner=$outer
+while child=$(pgrep --parent "$inner"); do inner=$child; done
 grep -qE '^Uid:\s+65532\s+65532' "/proc/$inner/status" || fail 'it runs as another user'
 grep -qE '^CapEff:\s+0+$' "/proc/$inner/status" || fail 'it has capabilities'
 grep -qE '^NSpid:\s.*\s1$' "/proc/$inner/status" || fail 'it is not process 1'
