@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import { readFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { existsSync, readFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
 import { before, describe, test } from 'node:test';
 import { pathToFileURL } from 'node:url';
 
@@ -10,6 +10,8 @@ import { App, CfnElement, Stack } from 'aws-cdk-lib';
 import { code, compileSnippets, PACKAGE, propertiesOf, README, tableOf } from './support-readme';
 
 process.env.JSII_DEPRECATED ??= 'quiet';
+
+const REPOSITORY = dirname(PACKAGE);
 
 /** A synthesised stack. */
 interface Synthesised {
@@ -53,6 +55,22 @@ before(() => {
   directory = compileSnippets();
   controlPlane = synthesise('control-plane', 'ControlPlaneStack');
   fargate = synthesise('fargate', 'OnFargate');
+});
+
+test('links lead somewhere', () => {
+  for (const document of ['infra/README.md', 'infra/examples/control-plane/README.md', 'README.md', 'SECURITY.md', 'CHANGELOG.md']) {
+    const text = readFileSync(join(REPOSITORY, document), 'utf8');
+    for (const [, file, anchor] of text.matchAll(/\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)/g)) {
+      const target = file ? join(REPOSITORY, dirname(document), file) : join(REPOSITORY, document);
+      assert.ok(existsSync(target), `${document}: ${file}`);
+      if (anchor) {
+        const headings = [...readFileSync(target, 'utf8').matchAll(/^#+ (.*)$/gm)].map(([, heading]) =>
+          heading.toLowerCase().replaceAll(/[^\w\- ]/g, '').replaceAll(' ', '-'),
+        );
+        assert.ok(headings.includes(anchor), `${document}: ${file}#${anchor}`);
+      }
+    }
+  }
 });
 
 describe('tables', () => {
@@ -230,6 +248,7 @@ describe('migration', () => {
     assert.equal(idOf(beside, RULE), idOf(turn, RULE));
     const [from, to] = [beside, turn].map((step) => ({ ...rule(step), Targets: rule(step).Targets.map(({ Id }: any) => Id) }));
     assert.deepEqual(from, to);
+    assert.deepEqual(Object.keys(rule(beside).Targets[0]).sort(), ['Arn', 'Id'], 'no queue for what EventBridge gives up');
   });
 
   test('EventBridge may invoke either function before the rule points at it', () => {
