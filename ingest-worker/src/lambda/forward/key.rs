@@ -49,7 +49,7 @@ impl FromStr for KeyPath {
                 && characters.all(|next| next.is_ascii_alphanumeric() || matches!(next, '_' | '-'))
         };
         let names: Option<Vec<&str>> = text.strip_prefix("$.").map(|names| names.split('.').collect());
-        match names.filter(|names| names.iter().all(|name| is_name(&name))) {
+        match names.filter(|names| names.iter().all(|name| is_name(name))) {
             Some(names) => Ok(Self(names.into_iter().map(str::to_owned).collect())),
             None => Err(format!("allowed are names after dots, such as {} or $.detail.uniqueId", Self::DEFAULT)),
         }
