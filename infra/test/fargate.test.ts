@@ -3,74 +3,23 @@ import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, test } from 'node:test';
 
-import { Aspects, Duration, RemovalPolicy, Stack } from 'aws-cdk-lib';
-import { Annotations, Match } from 'aws-cdk-lib/assertions';
+import { Duration, RemovalPolicy } from 'aws-cdk-lib';
 import * as ec2 from 'aws-cdk-lib/aws-ec2';
 import * as ecr from 'aws-cdk-lib/aws-ecr';
 import * as ecs from 'aws-cdk-lib/aws-ecs';
 import * as kms from 'aws-cdk-lib/aws-kms';
-import * as cloudmap from 'aws-cdk-lib/aws-servicediscovery';
 import * as sns from 'aws-cdk-lib/aws-sns';
-import { AwsSolutionsChecks } from 'cdk-nag';
 
-import { AmberfloMetering, AmberfloMeteringProps, FargateWorkerProps, MetricsScrape, WorkerCompute } from '../src';
-import { attribute, meteringProps, newApp, PACKAGE, RECOMMENDED_FLAGS, ref, Resource, Synthesised } from './support';
+import { AmberfloMeteringProps } from '../src';
+import { attribute, PACKAGE, ref, Resource, Synthesised } from './support';
+import { container, environment, fargate, FargateApp, tasksGroup, WorkerProps } from './support-fargate';
 import { permissions } from './support-resources';
-import { EventManager } from './support-sbt-main';
 
 const SERVICE = 'AWS::ECS::Service';
 const TASK = 'AWS::ECS::TaskDefinition';
-const GROUP = 'AWS::EC2::SecurityGroup';
 const INGRESS = 'AWS::EC2::SecurityGroupIngress';
 const ALARM = 'AWS::CloudWatch::Alarm';
 const TABLE = 'AWS::DynamoDB::Table';
-const WORKSPACE = 'arn:aws-cn:aps:cn-north-1:111111111111:workspace/ws-1';
-
-type WorkerProps = Partial<FargateWorkerProps>;
-type Props<T> = T | ((stack: Stack, vpc: ec2.IVpc) => T);
-
-/** An app with nothing but metering and a network. */
-class FargateApp {
-  readonly app;
-  readonly stack: Stack;
-  readonly metering: AmberfloMetering;
-
-  constructor(worker: Props<WorkerProps> = {}, metering: Props<AmberfloMeteringProps> = {}, context?: Record<string, unknown>) {
-    this.app = newApp({ context });
-    this.stack = new Stack(this.app, 'Metering');
-    const vpc = new ec2.Vpc(this.stack, 'Vpc');
-    const resolved = <T>(props: Props<T>): T => (props instanceof Function ? props(this.stack, vpc) : props);
-    const image = ecs.ContainerImage.fromRegistry('example.com/ingest-worker:1.0.0');
-    this.metering = new AmberfloMetering(this.stack, 'AmberfloMetering', {
-      ...meteringProps(),
-      eventManager: new EventManager(this.stack, 'EventManager'),
-      worker: WorkerCompute.fargate({ image, vpc, ...resolved(worker) }),
-      ...resolved(metering),
-    });
-  }
-
-  synth(): Synthesised {
-    return new Synthesised(this.app);
-  }
-}
-
-function fargate(worker: Props<WorkerProps> = {}, metering: Props<AmberfloMeteringProps> = {}): Synthesised {
-  return new FargateApp(worker, metering).synth();
-}
-
-function container(app: Synthesised, name = 'ingest-worker'): any {
-  return app.one(TASK).properties.ContainerDefinitions.find(({ Name }: any) => Name === name);
-}
-
-function environment(app: Synthesised, name?: string): Record<string, string> {
-  return Object.fromEntries(container(app, name).Environment.map(({ Name, Value }: any) => [Name, Value]));
-}
-
-/** The security group of the tasks. */
-function tasksGroup(app: Synthesised): Resource {
-  const [group] = app.one(SERVICE).properties.NetworkConfiguration.AwsvpcConfiguration.SecurityGroups;
-  return app.referred(group);
-}
 
 const plain = fargate();
 
@@ -373,143 +322,24 @@ describe('alarms', () => {
   });
 });
 
-describe('MetricsScrape.cloudMap', () => {
-  const scraped = new FargateApp((stack, vpc) => ({
-    metricsScrape: MetricsScrape.cloudMap({
-      namespace: new cloudmap.PrivateDnsNamespace(stack, 'Namespace', { vpc, name: 'internal' }),
-      scraper: new ec2.SecurityGroup(stack, 'Prometheus', { vpc, allowAllOutbound: false }),
-    }),
-    maxTasks: 9,
-  }));
-  const app = scraped.synth();
-
-  test('lets the scraper in to the metrics, and nobody else to anything', () => {
-    const { GroupId, SourceSecurityGroupId, FromPort, ToPort, IpProtocol } = app.one(INGRESS).properties;
-    const scraper = app.one(GROUP, ({ path }) => path.startsWith('Prometheus'));
-    assert.equal(GroupId, attribute(tasksGroup(app), 'GroupId'));
-    assert.equal(SourceSecurityGroupId, attribute(scraper, 'GroupId'));
-    assert.deepEqual([IpProtocol, FromPort, ToPort], ['tcp', 9464, 9464]);
-    assert.equal(tasksGroup(app).properties.SecurityGroupIngress, undefined);
-    assert.equal(environment(app).ADMIN_LISTEN, '0.0.0.0:9464');
-  });
-
-  test('registers the tasks under a name', () => {
-    const [registry] = app.one(SERVICE).properties.ServiceRegistries;
-    const { Name, DnsConfig } = app.referred(registry.RegistryArn).properties;
-    assert.equal(Name, 'ingest-worker');
-    assert.deepEqual(DnsConfig.DnsRecords, [{ TTL: 15, Type: 'A' }]);
-  });
-
-  test('warns when DNS does not give all tasks', () => {
-    Annotations.fromStack(scraped.stack).hasWarning('*', Match.stringLikeRegexp('maxTasks is 9, .* 8 addresses'));
-  });
-
-  test('refuses a scraper that would be everybody, and a namespace without DNS', () => {
-    const stack = new Stack(newApp(), 'Other');
-    const namespace = new cloudmap.HttpNamespace(stack, 'Http', { name: 'http' });
-    const scraper = new ec2.SecurityGroup(stack, 'Group', { vpc: new ec2.Vpc(stack, 'Vpc') });
-    assert.throws(() => MetricsScrape.cloudMap({ namespace, scraper }), /^Error: namespace: HTTP; allowed/);
-    assert.throws(() => MetricsScrape.cloudMap({ namespace, scraper: ec2.Peer.anyIpv4() }), /^Error: scraper: .*; allowed/);
-  });
-});
-
-describe('MetricsScrape.managedPrometheus', () => {
-  const app = fargate({ metricsScrape: MetricsScrape.managedPrometheus({ workspaceArn: WORKSPACE }) });
-  const collector = container(app, 'collector');
-
-  test('keeps the metrics inside the task', () => {
-    assert.equal(environment(app).ADMIN_LISTEN, '127.0.0.1:9464');
-    assert.equal(app.all(INGRESS).length, 0);
-  });
-
-  test('never stops the worker, and is as locked up', () => {
-    assert.equal(collector.Essential, false);
-    assert.equal(collector.RestartPolicy.Enabled, true);
-    assert.equal(collector.Memory, 256);
-    assert.equal(collector.ReadonlyRootFilesystem, true);
-    assert.deepEqual(collector.LinuxParameters, { Capabilities: { Drop: ['ALL'] } });
-    assert.match(collector.Image, /aws-otel-collector:v\d+\.\d+\.\d+$/);
-    assert.equal(container(app).Essential, true);
-  });
-
-  test('reads from the worker and writes to the workspace, signed, with the task as instance', () => {
-    const config = JSON.parse(environment(app, 'collector').AOT_CONFIG_CONTENT);
-    const [scrape] = config.receivers.prometheus.config.scrape_configs;
-    assert.deepEqual(scrape.static_configs, [{ targets: ['127.0.0.1:9464'] }]);
-    assert.deepEqual(config.exporters.prometheusremotewrite, {
-      endpoint: 'https://aps-workspaces.cn-north-1.<AWS::URLSuffix>/workspaces/ws-1/api/v1/remote_write',
-      auth: { authenticator: 'sigv4auth' },
-    });
-    assert.deepEqual(config.extensions.sigv4auth, { region: 'cn-north-1', service: 'aps' });
-    assert.equal(config.processors.resource.attributes[0].from_attribute, 'aws.ecs.task.arn');
-    // What a pipeline names must be there, or the collector does not start.
-    const { metrics } = config.service.pipelines;
-    for (const kind of ['receivers', 'processors', 'exporters']) {
-      assert.deepEqual(Object.keys(config[kind]), metrics[kind]);
-    }
-    assert.deepEqual(Object.keys(config.extensions), config.service.extensions);
-  });
-
-  test('may write to this workspace alone', () => {
-    const found = permissions(app, app.referred(app.one(TASK).properties.TaskRoleArn));
-    assert.deepEqual(found[WORKSPACE], ['aps:RemoteWrite']);
-    assert.equal(Object.keys(found).length, 5);
-  });
-
-  test('refuses what is no workspace', () => {
-    const metricsScrape = MetricsScrape.managedPrometheus({ workspaceArn: 'ws-1' });
-    assert.throws(() => new FargateApp({ metricsScrape }), /workspaceArn: ws-1; allowed is/);
-  });
-});
-
 describe('what cannot work is refused in one line', () => {
   const refused: [string, WorkerProps, AmberfloMeteringProps, RegExp][] = [
-    ['no tasks', { minTasks: 0 }, {}, /^minTasks: 0; allowed are whole numbers from 1$/],
+    ['no tasks', { minTasks: 0 }, {}, /^minTasks: 0; allowed is 1 or more, whole$/],
     ['half tasks', { minTasks: 1.5 }, {}, /^minTasks: 1.5; /],
-    ['fewer tasks at most than at least', { maxTasks: 1 }, {}, /^maxTasks: 1; allowed are whole numbers from minTasks, 2$/],
-    ['more tasks than shards', { maxTasks: 9 }, { shardCount: 8 }, /^maxTasks: 9; allowed are minTasks, 2, up to 8: /],
-    ['a CPU that Fargate does not have', { cpu: 300 }, {}, /^cpu: 300; allowed are 256, 512, 1024, /],
-    ['memory that the CPU does not go with', { cpu: 256, memory: 4096 }, {}, /^memory: 4096; allowed are 512 to 2048 MiB /],
+    ['fewer tasks at most than at least', { maxTasks: 1 }, {}, /^maxTasks: 1; allowed is 2 or more, whole$/],
+    ['more tasks than shards', { maxTasks: 9 }, { shardCount: 8 }, /^maxTasks: 9; allowed is 2 to 8, whole$/],
+    ['a CPU that Fargate does not have', { cpu: 300 }, {}, /^cpu: 300; allowed is one of 256, 512, 1024, /],
+    ['memory that the CPU does not go with', { cpu: 256, memory: 4096 }, {}, /^memory: 4096; allowed is 512 to 2048 MiB /],
     ['memory between two steps', { cpu: 512, memory: 1500 }, {}, /^memory: 1500; /],
-    ['a negative rate', { requestsPerSecond: -1 }, {}, /^requestsPerSecond: -1; allowed are 0 \(off\), or /],
-    ['a rate that is none', { requestsPerSecond: NaN }, {}, /^requestsPerSecond: NaN; /],
-    ['a failover in no time', { failoverTime: Duration.millis(500) }, {}, /^failoverTime: .*; allowed are whole seconds, 1 to 3600$/],
-    ['a drain that ECS cuts off', { shutdownGrace: Duration.minutes(2) }, {}, /^shutdownGrace: 2 minutes; allowed are whole seconds, 1 to 110$/],
+    ['a negative rate', { requestsPerSecond: -1 }, {}, /^requestsPerSecond: -1; allowed is 0 \(off\), or /],
+    ['a rate that is none', { requestsPerSecond: NaN }, {}, /^requestsPerSecond: /],
+    ['a failover in no time', { failoverTime: Duration.millis(500) }, {}, /^failoverTime: .*; allowed is 1 to 3600 seconds, whole$/],
+    ['a drain that ECS cuts off', { shutdownGrace: Duration.minutes(2) }, {}, /^shutdownGrace: 2 minutes; allowed is 1 to 110 seconds/],
     ['one name for all workers', {}, { settings: { WORKER_ID: 'worker' } }, /^settings: WORKER_ID is made by /],
     ['a drain beside shutdownGrace', {}, { settings: { SHUTDOWN_GRACE: '60s' } }, /^settings: SHUTDOWN_GRACE is made by /],
   ];
   for (const [name, worker, metering, message] of refused) {
     test(name, () => assert.throws(() => new FargateApp(worker, metering), { message }));
-  }
-});
-
-describe('cdk-nag finds nothing', () => {
-  const scrapes: Record<string, (stack: Stack, vpc: ec2.IVpc) => MetricsScrape | undefined> = {
-    'without metrics': () => undefined,
-    'with Cloud Map': (stack, vpc) =>
-      MetricsScrape.cloudMap({
-        namespace: new cloudmap.PrivateDnsNamespace(stack, 'Namespace', { vpc, name: 'internal' }),
-        scraper: new ec2.SecurityGroup(stack, 'Prometheus', { vpc }),
-      }),
-    'with Managed Prometheus': () => MetricsScrape.managedPrometheus({ workspaceArn: WORKSPACE }),
-  };
-  for (const [name, metricsScrape] of Object.entries(scrapes)) {
-    for (const context of [undefined, RECOMMENDED_FLAGS]) {
-      test(`${name}, ${context ? 'with' : 'without'} the flags of new apps`, () => {
-        const { stack, metering } = new FargateApp(
-          (stack, vpc) => ({
-            metricsScrape: metricsScrape(stack, vpc),
-            image: ecs.ContainerImage.fromEcrRepository(new ecr.Repository(stack, 'Repository'), '1'),
-          }),
-          (stack) => ({ encryptionKey: new kms.Key(stack, 'Key', { enableKeyRotation: true }) }),
-          context,
-        );
-        Aspects.of(metering.worker.logGroup.node.scope!).add(new AwsSolutionsChecks({ verbose: true }));
-        const found = Annotations.fromStack(stack).findError('*', Match.stringLikeRegexp('AwsSolutions'));
-        const warned = Annotations.fromStack(stack).findWarning('*', Match.stringLikeRegexp('AwsSolutions|CdkNag'));
-        assert.deepEqual([...found, ...warned].map(({ id, entry }) => `${id}: ${entry.data}`), []);
-      });
-    }
   }
 });
 

@@ -7,6 +7,7 @@ import * as logs from 'aws-cdk-lib/aws-logs';
 import { Construct } from 'constructs';
 
 import { suppressNag } from '../common';
+import { checkDuration, checkInteger, refuse } from '../validate';
 import { grantWorker, Worker, WorkerContext, workerSettings } from './context';
 import { scaleTasks } from './fargate-scaling';
 import { fargateAlarms, fargateMetrics, fargateWidgets } from './fargate-metrics';
@@ -48,9 +49,9 @@ export interface FargateWorkerProps {
    * than minTasks
    */
   readonly maxTasks?: number;
-  /** CPU of a task in units of a thousandth and a bit: 1024 are one vCPU. @default 512 */
+  /** CPU of a task, of which 1024 are one vCPU. @default 512 */
   readonly cpu?: number;
-  /** Memory of a task in MiB: what Fargate allows with that CPU. @default 1024 */
+  /** Memory of a task in MiB: what Fargate allows with that CPU. A collector of metrics takes 256 of it. @default 1024 */
   readonly memory?: number;
   /** The image's architecture. @default x86_64 */
   readonly architecture?: ecs.CpuArchitecture;
@@ -79,8 +80,10 @@ const ON_DEMAND_SHARDS = 4;
 const USER = '65532:65532';
 /** What ECS waits for the process after SIGTERM, beyond the time that the worker itself allows for its drain. */
 const STOP_MARGIN = Duration.seconds(10);
+/** ECS kills a task that is stopped after that time at most. */
+const MAX_STOP = Duration.seconds(120);
 /** Memory in MiB that Fargate allows with a CPU: from, to, in steps of. Source: "Task size" of the developer guide of ECS. */
-const TASK_SIZES: Record<number, [from: number, to: number, step: number]> = {
+const TASK_SIZES: Record<number, [from: number, to: number, step: number] | undefined> = {
   256: [512, 2048, 512],
   512: [1024, 4096, 1024],
   1024: [2048, 8192, 1024],
@@ -138,43 +141,34 @@ interface TaskSize {
 
 function checked(props: FargateWorkerProps, { common, shardCount }: WorkerContext): TaskSize {
   const minTasks = props.minTasks ?? 2;
-  check('minTasks', minTasks, minTasks >= 1 && Number.isInteger(minTasks), 'whole numbers from 1');
+  checkInteger('minTasks', minTasks, 1);
   const useful = Math.max(minTasks, shardCount ?? ON_DEMAND_SHARDS);
   const maxTasks = props.maxTasks ?? useful;
-  const most = shardCount === undefined ? Infinity : useful;
-  const range = shardCount === undefined ? `whole numbers from minTasks, ${minTasks}` : `minTasks, ${minTasks}, up to ${useful}: the stream's shards`;
-  check('maxTasks', maxTasks, maxTasks >= minTasks && maxTasks <= most && Number.isInteger(maxTasks), range);
-
+  if (shardCount === undefined) {
+    checkInteger('maxTasks', maxTasks, minTasks);
+  } else {
+    checkInteger('maxTasks', maxTasks, minTasks, useful);
+  }
   const cpu = props.cpu ?? 512;
   const memory = props.memory ?? 1024;
-  check('cpu', cpu, cpu in TASK_SIZES, Object.keys(TASK_SIZES).join(', '));
-  const [from, to, step] = TASK_SIZES[cpu];
-  const isSize = memory >= from && memory <= to && memory % step === 0;
-  check('memory', memory, isSize, `${from} to ${to} MiB in steps of ${step}, with a cpu of ${cpu}`);
-
+  const sizes = TASK_SIZES[cpu] ?? refuse('cpu', cpu, `one of ${Object.keys(TASK_SIZES).join(', ')}`);
+  const [from, to, step] = sizes;
+  if (!(memory >= from && memory <= to && memory % step === 0)) {
+    refuse('memory', memory, `${from} to ${to} MiB in steps of ${step}, with a cpu of ${cpu}`);
+  }
   const requestsPerSecond = props.requestsPerSecond ?? 10;
   const isRate = requestsPerSecond === 0 || (requestsPerSecond >= 0.001 && requestsPerSecond <= 1e6);
-  check('requestsPerSecond', requestsPerSecond, isRate, '0 (off), or 0.001 to 1000000');
+  if (!Token.isUnresolved(requestsPerSecond) && !isRate) {
+    refuse('requestsPerSecond', requestsPerSecond, '0 (off), or 0.001 to 1000000');
+  }
   const failoverTime = props.failoverTime ?? Duration.seconds(10);
-  checkSeconds('failoverTime', failoverTime, 1, 3600);
+  checkDuration('failoverTime', failoverTime, 'seconds', 1, 3600);
   const shutdownGrace = props.shutdownGrace ?? Duration.seconds(25);
-  // ECS kills a task after 120 seconds at most.
-  checkSeconds('shutdownGrace', shutdownGrace, 1, 120 - STOP_MARGIN.toSeconds());
+  checkDuration('shutdownGrace', shutdownGrace, 'seconds', 1, MAX_STOP.minus(STOP_MARGIN).toSeconds());
   for (const name of OWN.filter((name) => name in common.settings)) {
     throw new Error(`settings: ${name} is made by WorkerCompute.fargate; there is a property for it, or nothing to choose`);
   }
   return { minTasks, maxTasks, cpu, memory, requestsPerSecond, failoverTime, shutdownGrace };
-}
-
-function check(name: string, given: unknown, isAllowed: boolean, allowed: string): void {
-  if (!Token.isUnresolved(given) && !isAllowed) {
-    throw new Error(`${name}: ${given}; allowed are ${allowed}`);
-  }
-}
-
-function checkSeconds(name: string, given: Duration, from: number, to: number): void {
-  const seconds = given.toMilliseconds() / 1000;
-  check(name, given.toHumanString(), seconds >= from && seconds <= to && Number.isInteger(seconds), `whole seconds, ${from} to ${to}`);
 }
 
 /**
