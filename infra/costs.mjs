@@ -176,12 +176,13 @@ function volumes() {
   const millions = (events) => `${(events / MILLION).toFixed(events < 10 * MILLION ? 1 : 0)} million`;
   const ways = Object.entries(WAYS).map(([way, cost]) => {
     const even = way === 'the original' ? '' : breakEven(way);
-    return row([way, dollars(cost(0)), ...millionsAMonth.map((volume) => dollars(cost(volume * MILLION))), even === '' ? '' : even ? millions(even) : 'never']);
+    const further = cost(101 * MILLION) - cost(100 * MILLION);
+    return row([way, dollars(cost(0)), ...millionsAMonth.map((volume) => dollars(cost(volume * MILLION))), dollars(further), even === '' ? '' : even ? millions(even) : 'never']);
   });
   return [
-    row(['US$ a month', 'at rest', ...millionsAMonth.map((volume) => `${volume.toLocaleString('en-US')} million`), 'cheaper than the original from']),
-    row(Array(7).fill('---').map((dashes, index) => (index ? '---:' : dashes))).replaceAll(' ', ''),
-    row(['EventBridge, whatever follows', '0.00', ...millionsAMonth.map((volume) => dollars(eventBridge(volume * MILLION))), '']),
+    row(['US$ a month', 'at rest', ...millionsAMonth.map((volume) => `${volume.toLocaleString('en-US')} million`), 'a further million, at 100', 'cheaper than the original from']),
+    row(Array(8).fill('---').map((dashes, index) => (index ? '---:' : dashes))).replaceAll(' ', ''),
+    row(['EventBridge, whatever follows', '0.00', ...millionsAMonth.map((volume) => dollars(eventBridge(volume * MILLION))), dollars(eventBridge(MILLION)), '']),
     ...ways,
   ].join('\n');
 }
