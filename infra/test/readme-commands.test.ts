@@ -29,16 +29,21 @@ describe('the commands of the README, with programs that only note how they are 
     mkdirSync(join(directory, 'infra'), { recursive: true });
     mkdirSync(bin);
     const log = join(directory, 'calls');
-    for (const program of ['aws', 'curl', 'jq', 'make', 'npm', 'npx']) {
+    for (const program of ['aws', 'curl', 'docker', 'jq', 'make', 'npm', 'npx']) {
       const file = join(bin, program);
-      // The separators are ASCII's of units and records. The answer has to be a word.
-      writeFileSync(file, `#!/bin/sh\n{ printf '%s\\037' ${program} "$@"; printf '\\036'; } >>'${log}'\necho ${program}-answer\n`);
+      // It reads its input, or who pipes into it would fail. The separators are ASCII's of units and records. The answer has to be a word.
+      writeFileSync(file, `#!/bin/sh\ncat >/dev/null\n{ printf '%s\\037' ${program} "$@"; printf '\\036'; } >>'${log}'\necho ${program}-answer\n`);
       chmodSync(file, 0o755);
     }
     const script = join(directory, 'pasted.sh');
     // Whatever fails, or has no value, ends the shell.
     writeFileSync(script, `set -euo pipefail\n${COMMANDS.map(({ text }) => text).join('\n')}`);
-    execFileSync('bash', [script], { cwd: directory, env: { PATH: `${bin}:${process.env.PATH}`, HOME: directory }, stdio: 'pipe', timeout: 60_000 });
+    execFileSync('bash', [script], {
+      cwd: directory,
+      env: { PATH: `${bin}:${process.env.PATH}`, HOME: directory },
+      stdio: ['ignore', 'pipe', 'pipe'],
+      timeout: 60_000,
+    });
     calls = readFileSync(log, 'utf8').split('\x1e').slice(0, -1).map((call) => call.split('\x1f').slice(0, -1));
     template = controlPlane();
   });

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import { readFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { existsSync, readFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
 import { before, describe, test } from 'node:test';
 import { pathToFileURL } from 'node:url';
 
@@ -10,6 +10,8 @@ import { App, CfnElement, Stack } from 'aws-cdk-lib';
 import { code, compileSnippets, PACKAGE, propertiesOf, README, tableOf } from './support-readme';
 
 process.env.JSII_DEPRECATED ??= 'quiet';
+
+const REPOSITORY = dirname(PACKAGE);
 
 /** A synthesised stack. */
 interface Synthesised {
@@ -38,13 +40,37 @@ function resources({ template, ids }: Synthesised, type: string, below: string):
   return Object.fromEntries(found.map(([path, id]) => [path.slice(below.length).replace(/\/Resource$/, ''), template.Resources[id].Properties]));
 }
 
+/** The alarms with Fargate, without those that scale the tasks. */
+function fargateAlarms(): Record<string, any> {
+  const alarms = Object.entries(resources(fargate, 'AWS::CloudWatch::Alarm', METERING));
+  return Object.fromEntries(alarms.filter(([path]) => !path.includes('/TaskCount/')));
+}
+
 const METERING = 'AmberfloMetering/';
 let directory: string;
 let controlPlane: Synthesised;
+let fargate: Synthesised;
 
 before(() => {
   directory = compileSnippets();
   controlPlane = synthesise('control-plane', 'ControlPlaneStack');
+  fargate = synthesise('fargate', 'OnFargate');
+});
+
+test('links lead somewhere', () => {
+  for (const document of ['infra/README.md', 'infra/examples/control-plane/README.md', 'README.md', 'SECURITY.md', 'CHANGELOG.md']) {
+    const text = readFileSync(join(REPOSITORY, document), 'utf8');
+    for (const [, file, anchor] of text.matchAll(/\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)/g)) {
+      const target = file ? join(REPOSITORY, dirname(document), file) : join(REPOSITORY, document);
+      assert.ok(existsSync(target), `${document}: ${file}`);
+      if (anchor) {
+        const headings = [...readFileSync(target, 'utf8').matchAll(/^#+ (.*)$/gm)].map(([, heading]) =>
+          heading.toLowerCase().replaceAll(/[^\w\- ]/g, '').replaceAll(' ', '-'),
+        );
+        assert.ok(headings.includes(anchor), `${document}: ${file}#${anchor}`);
+      }
+    }
+  }
 });
 
 describe('tables', () => {
@@ -67,36 +93,41 @@ describe('tables', () => {
   }
 
   test('outputs', () => {
-    const outputs = Object.keys(controlPlane.template.Outputs).filter((name) => name.startsWith('AmberfloMetering'));
+    const outputs = [controlPlane, fargate].flatMap(({ template }) => Object.keys(template.Outputs)).filter((name) => name.startsWith('AmberfloMetering'));
     const names = tableOf('Outputs').flatMap(([name]) => code(name));
-    assert.equal(names.length, outputs.length);
+    assert.equal(names.length, new Set(outputs).size);
     for (const name of names) {
-      assert.equal(Object.keys(controlPlane.template.Outputs).filter((output) => output.includes(name)).length, 1, name);
+      assert.equal(new Set(outputs.filter((output) => output.includes(name))).size, 1, name);
     }
   });
 
   test('alarms, and for how long they wait', () => {
-    const alarms = resources(controlPlane, 'AWS::CloudWatch::Alarm', METERING);
+    const alarms = { ...resources(controlPlane, 'AWS::CloudWatch::Alarm', METERING), ...fargateAlarms() };
     const rows = new Map(tableOf('Alarms').flatMap(([names, when]) => code(names).map((name) => [name, when])));
     assert.deepEqual([...rows.keys()].sort(), Object.keys(alarms).sort());
-    for (const [name, { Period, EvaluationPeriods, Threshold, TreatMissingData }] of Object.entries(alarms)) {
+    for (const [name, { Period, Metrics, EvaluationPeriods, Threshold, TreatMissingData }] of Object.entries(alarms)) {
+      const period = Period ?? Metrics[0].MetricStat.Period;
       const [, minutes = '5'] = /for (?:\w+ than )?(\d+) minutes$/.exec(rows.get(name)!) ?? [];
-      assert.equal((Period * EvaluationPeriods) / 60, Number(minutes), name);
-      assert.equal(TreatMissingData, 'notBreaching');
+      assert.equal((period * EvaluationPeriods) / 60, Number(minutes), name);
+      assert.equal(TreatMissingData, name === 'Ingest/NoWorker' ? 'breaching' : 'notBreaching');
       if (name.endsWith('/Old')) {
         assert.equal(Threshold, 3 * 24 * 3600);
       }
       if (name.endsWith('IteratorAge')) {
         assert.equal(Threshold, 15 * 60 * 1000);
       }
+      if (name.endsWith('Memory')) {
+        assert.equal(Threshold, 90);
+      }
     }
   });
 
   test('permissions', () => {
-    const policies = resources(controlPlane, 'AWS::IAM::Policy', METERING);
+    const policies = { ...resources(fargate, 'AWS::IAM::Policy', METERING), ...resources(controlPlane, 'AWS::IAM::Policy', METERING) };
     const roles = {
       EventBridge: 'Stream/EventsRole',
-      'worker (Lambda)': 'Ingest/Worker/Role',
+      'Lambda worker': 'Ingest/Worker/Role',
+      'Fargate worker': 'Ingest/TaskRole',
       'admin API': 'ControlApi/Admin/Role',
       forwarder: 'Forwarder/Forward/Role',
     };
@@ -109,7 +140,7 @@ describe('tables', () => {
     assert.deepEqual(Object.keys(listed), Object.keys(roles));
     for (const [name, role] of Object.entries(roles)) {
       const statements: any[] = policies[`${role}/DefaultPolicy`].PolicyDocument.Statement;
-      const actions = statements.flatMap(({ Action }) => Action).filter((action) => !action.startsWith('logs:'));
+      const actions = statements.flatMap(({ Action }) => Action).filter((action) => !/^(logs|aps):/.test(action));
       assert.deepEqual([...new Set(actions)].sort(), [...new Set(listed[name])].sort(), name);
     }
   });
@@ -123,6 +154,12 @@ describe('tables', () => {
     assert.equal(ASSUMPTIONS.alarms.lambda, Object.keys(resources(controlPlane, 'AWS::CloudWatch::Alarm', METERING)).length);
     const [worker] = Object.values(resources(controlPlane, 'AWS::Lambda::Function', `${METERING}Ingest/Worker/`));
     assert.equal(ASSUMPTIONS.worker.memoryMb, worker.MemorySize);
+    assert.equal(ASSUMPTIONS.alarms.fargate, Object.keys(fargateAlarms()).length);
+    assert.equal(ASSUMPTIONS.customMetrics.fargate, Object.keys(resources(fargate, 'AWS::Logs::MetricFilter', METERING)).length);
+    const [{ Cpu, Memory }] = Object.values(resources(fargate, 'AWS::ECS::TaskDefinition', METERING));
+    const { tasks, vcpu, memoryGb } = ASSUMPTIONS.fargate;
+    const [{ MinCapacity }] = Object.values(resources(fargate, 'AWS::ApplicationAutoScaling::ScalableTarget', METERING));
+    assert.deepEqual([tasks, vcpu, memoryGb], [MinCapacity, Number(Cpu) / 1024, Number(Memory) / 1024]);
     const [forwarder] = Object.values(resources(controlPlane, 'AWS::Lambda::Function', `${METERING}Forwarder/`));
     assert.equal(ASSUMPTIONS.forwarder.memoryMb, forwarder.MemorySize);
     const [mapping] = Object.values(resources(controlPlane, 'AWS::Lambda::EventSourceMapping', `${METERING}Ingest/`));
@@ -211,6 +248,7 @@ describe('migration', () => {
     assert.equal(idOf(beside, RULE), idOf(turn, RULE));
     const [from, to] = [beside, turn].map((step) => ({ ...rule(step), Targets: rule(step).Targets.map(({ Id }: any) => Id) }));
     assert.deepEqual(from, to);
+    assert.deepEqual(Object.keys(rule(beside).Targets[0]).sort(), ['Arn', 'Id'], 'no queue for what EventBridge gives up');
   });
 
   test('EventBridge may invoke either function before the rule points at it', () => {

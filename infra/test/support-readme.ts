@@ -1,6 +1,8 @@
 import { execFileSync } from 'node:child_process';
-import { cpSync, existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { cpSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
+
+import { packageRoot } from '../src/rust-function';
 
 /** The directory of this package, wherever this was compiled to. */
 export const PACKAGE = packageRoot(__dirname);
@@ -76,6 +78,23 @@ export class OtherAccount extends Stack {
   }
 }
 `;
+const FARGATE = `
+import { Stack } from 'aws-cdk-lib';
+import * as ec2 from 'aws-cdk-lib/aws-ec2';
+import * as ecr from 'aws-cdk-lib/aws-ecr';
+import * as ecs from 'aws-cdk-lib/aws-ecs';
+import { Construct } from 'constructs';
+import * as sbt from '@cdklabs/sbt-aws';
+import { AmberfloMetering, MetricsScrape, WorkerCompute } from 'sbt-aws-amberflo-rust';
+export class OnFargate extends Stack {
+  constructor(scope: Construct, id: string) {
+    super(scope, id, { env: { account: '111122223333', region: 'eu-west-1' } });
+    const workspaceArn = 'arn:aws:aps:eu-west-1:111122223333:workspace/ws-1';
+    SNIPPET
+    metering.attachTo(new sbt.EventManager(this, 'EventManager'));
+  }
+}
+`;
 const ORIGINAL_TYPES = `
 import { IMetering, IASyncFunction } from '@cdklabs/sbt-aws';
 import { Construct } from 'constructs';
@@ -103,7 +122,7 @@ export function compileSnippets(): string {
   }
   tsc('-p', join(PACKAGE, 'tsconfig.json'), '--outDir', join(ours, 'lib'));
 
-  const [controlPlane, migration, otherAccount, ...others] = blocks(README).filter(({ language }) => language === 'ts');
+  const [controlPlane, fargate, migration, otherAccount, ...others] = blocks(README).filter(({ language }) => language === 'ts');
   if (others.length > 0) {
     throw new Error(`the README has a snippet that is not compiled:\n${others[0].text}`);
   }
@@ -112,6 +131,7 @@ export function compileSnippets(): string {
   const turn = beside.replace('metering: old }', 'metering }').replace('BuildBeside', 'Turn');
   const attach = turn.replace(/^.*new sbt\.ControlPlane.*$/m, 'const controlPlane = $&\nmetering.attachTo(controlPlane.eventManager);');
   write(join(directory, 'control-plane.ts'), controlPlane.text);
+  write(join(directory, 'fargate.ts'), wrap(FARGATE, fargate));
   write(join(directory, 'beside.ts'), beside);
   write(join(directory, 'turn.ts'), turn);
   write(join(directory, 'attach.ts'), withoutOld(attach.replace('Turn', 'Attach')));
@@ -143,8 +163,4 @@ function tsc(...args: string[]): void {
 function write(file: string, text: string): void {
   mkdirSync(dirname(file), { recursive: true });
   writeFileSync(file, text);
-}
-
-function packageRoot(directory: string): string {
-  return existsSync(join(directory, 'package.json')) ? directory : packageRoot(dirname(directory));
 }
