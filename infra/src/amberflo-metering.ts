@@ -20,6 +20,8 @@ import { checkDuration, checkInteger, checkText } from './validate';
 import { WorkerCompute } from './worker/compute';
 import { Worker } from './worker/context';
 
+const RETENTION = Duration.days(7);
+
 /** How metering is set up. Every property has a default. */
 export interface AmberfloMeteringProps {
   /** The name of the secret in Secrets Manager with the API key of Amberflo. @default 'AmberfloApiKey' */
@@ -127,6 +129,7 @@ export class AmberfloMetering extends Construct implements IMetering {
       common,
       stream: this.stream,
       deadLetters: this.deadLetters,
+      retention: props.retention ?? RETENTION,
       shardCount: props.shardCount,
     });
     this.controlApi = new ControlApi(this, 'ControlApi', {
@@ -198,11 +201,13 @@ export class AmberfloMetering extends Construct implements IMetering {
 
   /** SBT has made the function a target of its rule. */
   #onForwarderInvoker(invoker: Construct): void {
-    if (!usageRule(invoker)) {
+    const rule = usageRule(invoker);
+    if (!rule) {
       return;
     }
     this.#checkDetached();
     this.#attached = 'forwarder';
+    this.#forwarder?.receiveFromTargetOf(rule.rule);
     this.#onRule(invoker);
   }
 
@@ -303,7 +308,7 @@ export class AmberfloMetering extends Construct implements IMetering {
     const stream = new kinesis.Stream(this, 'Stream', {
       streamMode: props.shardCount !== undefined ? kinesis.StreamMode.PROVISIONED : kinesis.StreamMode.ON_DEMAND,
       shardCount: props.shardCount,
-      retentionPeriod: props.retention ?? Duration.days(7),
+      retentionPeriod: props.retention ?? RETENTION,
       encryption: props.encryptionKey ? kinesis.StreamEncryption.KMS : kinesis.StreamEncryption.MANAGED,
       encryptionKey: props.encryptionKey,
       removalPolicy: this.#common.removalPolicy,

@@ -1,7 +1,7 @@
-import { Annotations, CfnOutput, Duration, Fn } from 'aws-cdk-lib';
+import { Annotations, CfnOutput, Duration, Fn, Stack } from 'aws-cdk-lib';
 import { Metric } from 'aws-cdk-lib/aws-cloudwatch';
 import * as targets from 'aws-cdk-lib/aws-events-targets';
-import { IRule, RuleTargetConfig } from 'aws-cdk-lib/aws-events';
+import { CfnRule, IRule, RuleTargetConfig } from 'aws-cdk-lib/aws-events';
 import * as iam from 'aws-cdk-lib/aws-iam';
 import * as kinesis from 'aws-cdk-lib/aws-kinesis';
 import * as lambda from 'aws-cdk-lib/aws-lambda';
@@ -87,6 +87,16 @@ export class Forwarder extends Construct {
       description: 'The queue of events that did not reach the stream',
     });
   }
+
+  /**
+   * What EventBridge cannot bring to the function lies in the queue, too: SBT gives its target no such queue. The rule may be
+   * of a stack that refers to this one, so that the queue cannot name it: rules of this account and region may send.
+   */
+  receiveFromTargetOf(rule: CfnRule): void {
+    rule.addPropertyOverride('Targets.0.DeadLetterConfig', { Arn: this.undelivered.queueArn });
+    const rules = Stack.of(this).formatArn({ service: 'events', resource: 'rule', resourceName: '*' });
+    receiveFrom(this.undelivered, { ArnLike: { 'aws:SourceArn': rules } });
+  }
 }
 
 /**
@@ -111,35 +121,32 @@ export class StreamTarget extends targets.KinesisStream {
   }
 
   public override bind(rule: IRule, id?: string): RuleTargetConfig {
-    this.#undelivered.addToResourcePolicy(
-      new iam.PolicyStatement({
-        principals: [new iam.ServicePrincipal('events.amazonaws.com')],
-        actions: ['sqs:SendMessage'],
-        resources: [this.#undelivered.queueArn],
-        conditions: { ArnEquals: { 'aws:SourceArn': rule.ruleArn } },
-      }),
-    );
-    this.#letUseKey(new iam.ServicePrincipal('events.amazonaws.com'));
+    receiveFrom(this.#undelivered, { ArnEquals: { 'aws:SourceArn': rule.ruleArn } });
     this.#onRule(rule as IRule & Construct);
     const config = super.bind(rule, id);
     suppressNagOfKey(config.role as iam.Role, this.#common);
     return config;
   }
+}
 
-  #letUseKey(eventBridge: iam.ServicePrincipal): void {
-    const statement = new iam.PolicyStatement({
-      principals: [eventBridge],
-      actions: ['kms:Decrypt', 'kms:GenerateDataKey*'],
-      resources: ['*'],
-    });
-    const added = this.#undelivered.encryptionMasterKey?.addToResourcePolicy(statement, true);
-    if (added && !added.statementAdded) {
-      Annotations.of(this.#undelivered).addWarningV2(
-        'amberflo-metering:key-policy',
-        'the policy of an imported key is not ours to change: let events.amazonaws.com use kms:Decrypt and kms:GenerateDataKey* ' +
-          'in it, or events that do not reach the stream are lost',
-      );
-    }
+/** Lets EventBridge send what it gives up to the queue; without leave, it drops the event. */
+function receiveFrom(queue: DeadLetterQueue, conditions: Record<string, unknown>): void {
+  const eventBridge = new iam.ServicePrincipal('events.amazonaws.com');
+  queue.addToResourcePolicy(
+    new iam.PolicyStatement({ principals: [eventBridge], actions: ['sqs:SendMessage'], resources: [queue.queueArn], conditions }),
+  );
+  const useKey = new iam.PolicyStatement({
+    principals: [eventBridge],
+    actions: ['kms:Decrypt', 'kms:GenerateDataKey*'],
+    resources: ['*'],
+  });
+  const added = queue.encryptionMasterKey?.addToResourcePolicy(useKey, true);
+  if (added && !added.statementAdded) {
+    Annotations.of(queue).addWarningV2(
+      'amberflo-metering:key-policy',
+      'the policy of an imported key is not ours to change: let events.amazonaws.com use kms:Decrypt and kms:GenerateDataKey* ' +
+        'in it, or events that do not reach the stream are lost',
+    );
   }
 }
 

@@ -1,4 +1,4 @@
-import { Duration, Names } from 'aws-cdk-lib';
+import { Names } from 'aws-cdk-lib';
 import { GraphWidget, IWidget, Metric, YAxisProps } from 'aws-cdk-lib/aws-cloudwatch';
 import * as dynamodb from 'aws-cdk-lib/aws-dynamodb';
 import * as ecs from 'aws-cdk-lib/aws-ecs';
@@ -6,7 +6,8 @@ import * as kinesis from 'aws-cdk-lib/aws-kinesis';
 import * as logs from 'aws-cdk-lib/aws-logs';
 import { Construct } from 'constructs';
 
-import { addAlarm, Common, PERIOD } from '../common';
+import { addAlarm, PERIOD } from '../common';
+import { addLagAlarms, WorkerContext } from './context';
 
 /** After so many attempts in a row, which take two minutes or more, it is an outage. The worker logs powers of two. */
 const OUTAGE_ATTEMPTS = 16;
@@ -74,13 +75,9 @@ export function fargateMetrics(scope: Construct, { stream, service, leases, logG
 }
 
 /** Rings when events wait, when they are not delivered, and when workers are missing. */
-export function fargateAlarms(scope: Construct, common: Common, metrics: FargateMetrics, minTasks: number): void {
-  addAlarm(scope, 'IteratorAge', common, {
-    metric: metrics.iteratorAge,
-    above: Duration.minutes(15).toMilliseconds(),
-    periods: 2,
-    description: 'Usage events wait for a quarter of an hour: Amberflo is down, refuses our key, or traffic exceeds the limits.',
-  });
+export function fargateAlarms(scope: Construct, context: WorkerContext, metrics: FargateMetrics, minTasks: number): void {
+  const { common } = context;
+  addLagAlarms(scope, context, metrics.iteratorAge);
   addAlarm(scope, 'OutageAlarm', common, {
     metric: metrics.outages,
     above: 0,

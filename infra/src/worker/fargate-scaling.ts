@@ -45,7 +45,7 @@ export function scaleTasks(service: ecs.FargateService, stream: kinesis.IStream,
   tasks.scaleOnMetric('Idle', {
     metric: new MathExpression({
       label: 'Busy',
-      expression: `IF(age > ${IDLE_AGE.toMilliseconds()} OR cpu > ${IDLE_CPU_PERCENT}, 1, 0)`,
+      expression: `IF(age > ${IDLE_AGE.toMilliseconds()} OR cpu > ${IDLE_CPU_PERCENT}, 1, -1)`,
       usingMetrics: { age, cpu: service.metricCpuUtilization({ period: MINUTE }) },
       period: MINUTE,
     }),

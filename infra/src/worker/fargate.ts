@@ -7,6 +7,7 @@ import * as logs from 'aws-cdk-lib/aws-logs';
 import { Construct } from 'constructs';
 
 import { suppressNag } from '../common';
+import { checkDuration, checkInteger, refuse } from '../validate';
 import { grantWorker, Worker, WorkerContext, workerSettings } from './context';
 import { scaleTasks } from './fargate-scaling';
 import { fargateAlarms, fargateMetrics, fargateWidgets } from './fargate-metrics';
@@ -48,9 +49,9 @@ export interface FargateWorkerProps {
    * than minTasks
    */
   readonly maxTasks?: number;
-  /** CPU of a task in units of a thousandth and a bit: 1024 are one vCPU. @default 512 */
+  /** CPU of a task, of which 1024 are one vCPU. @default 512 */
   readonly cpu?: number;
-  /** Memory of a task in MiB: what Fargate allows with that CPU. @default 1024 */
+  /** Memory of a task in MiB: what Fargate allows with that CPU. A collector of metrics takes 256 of it. @default 1024 */
   readonly memory?: number;
   /** The image's architecture. @default x86_64 */
   readonly architecture?: ecs.CpuArchitecture;
@@ -58,20 +59,31 @@ export interface FargateWorkerProps {
   readonly failoverTime?: Duration;
   /** How long a task that is stopped may take to settle what is in flight: from 1 to 110 seconds. @default 25 seconds */
   readonly shutdownGrace?: Duration;
+  /**
+   * Where the worker starts in the stream when it has not read any of it. When you come from WorkerCompute.lambda, give the
+   * time that all events before have been delivered: what it has delivered is sent again otherwise, and what of that
+   * Amberflo does not remember any more is billed twice.
+   * @default 'trim-horizon', the oldest event
+   */
+  readonly startAt?: 'trim-horizon' | 'latest' | Date;
   /** Who reads the workers' metrics. @default nobody: they are served inside the task alone */
   readonly metricsScrape?: MetricsScrape;
 }
 
 /** Settings that are the same for all tasks, and that the construct decides itself. */
-const OWN = ['ADMIN_LISTEN', 'AWS_REGION', 'CREATE_LEASE_TABLE', 'FAILOVER_TIME', 'SHUTDOWN_GRACE', 'WORKER_ID'];
+const OWN = [
+  'ADMIN_LISTEN', 'AWS_REGION', 'CREATE_LEASE_TABLE', 'FAILOVER_TIME', 'INITIAL_POSITION', 'SHUTDOWN_GRACE', 'WORKER_ID',
+];
 /** A new on-demand stream has as many shards. */
 const ON_DEMAND_SHARDS = 4;
 /** The user `nonroot` of distroless images; a number needs no /etc/passwd. */
 const USER = '65532:65532';
 /** What ECS waits for the process after SIGTERM, beyond the time that the worker itself allows for its drain. */
 const STOP_MARGIN = Duration.seconds(10);
+/** ECS kills a task that is stopped after that time at most. */
+const MAX_STOP = Duration.seconds(120);
 /** Memory in MiB that Fargate allows with a CPU: from, to, in steps of. Source: "Task size" of the developer guide of ECS. */
-const TASK_SIZES: Record<number, [from: number, to: number, step: number]> = {
+const TASK_SIZES: Record<number, [from: number, to: number, step: number] | undefined> = {
   256: [512, 2048, 512],
   512: [1024, 4096, 1024],
   1024: [2048, 8192, 1024],
@@ -110,7 +122,7 @@ export function fargateWorker(scope: Construct, context: WorkerContext, props: F
   scaleTasks(service, context.stream, { minTasks, maxTasks });
 
   const metrics = fargateMetrics(scope, { stream: context.stream, service, leases, logGroup });
-  fargateAlarms(scope, common, metrics, minTasks);
+  fargateAlarms(scope, context, metrics, minTasks);
   new CfnOutput(scope, 'WorkerService', { value: service.serviceArn, description: 'The worker' });
   new CfnOutput(scope, 'LeaseTable', { value: leases.tableName, description: 'The table of leases and checkpoints' });
   return { widgets: fargateWidgets(metrics), logGroup };
@@ -129,43 +141,34 @@ interface TaskSize {
 
 function checked(props: FargateWorkerProps, { common, shardCount }: WorkerContext): TaskSize {
   const minTasks = props.minTasks ?? 2;
-  check('minTasks', minTasks, minTasks >= 1 && Number.isInteger(minTasks), 'whole numbers from 1');
+  checkInteger('minTasks', minTasks, 1);
   const useful = Math.max(minTasks, shardCount ?? ON_DEMAND_SHARDS);
   const maxTasks = props.maxTasks ?? useful;
-  const most = shardCount === undefined ? Infinity : useful;
-  const range = shardCount === undefined ? `whole numbers from minTasks, ${minTasks}` : `minTasks, ${minTasks}, up to ${useful}: the stream's shards`;
-  check('maxTasks', maxTasks, maxTasks >= minTasks && maxTasks <= most && Number.isInteger(maxTasks), range);
-
+  if (shardCount === undefined) {
+    checkInteger('maxTasks', maxTasks, minTasks);
+  } else {
+    checkInteger('maxTasks', maxTasks, minTasks, useful);
+  }
   const cpu = props.cpu ?? 512;
   const memory = props.memory ?? 1024;
-  check('cpu', cpu, cpu in TASK_SIZES, Object.keys(TASK_SIZES).join(', '));
-  const [from, to, step] = TASK_SIZES[cpu];
-  const isSize = memory >= from && memory <= to && memory % step === 0;
-  check('memory', memory, isSize, `${from} to ${to} MiB in steps of ${step}, with a cpu of ${cpu}`);
-
+  const sizes = TASK_SIZES[cpu] ?? refuse('cpu', cpu, `one of ${Object.keys(TASK_SIZES).join(', ')}`);
+  const [from, to, step] = sizes;
+  if (!(memory >= from && memory <= to && memory % step === 0)) {
+    refuse('memory', memory, `${from} to ${to} MiB in steps of ${step}, with a cpu of ${cpu}`);
+  }
   const requestsPerSecond = props.requestsPerSecond ?? 10;
   const isRate = requestsPerSecond === 0 || (requestsPerSecond >= 0.001 && requestsPerSecond <= 1e6);
-  check('requestsPerSecond', requestsPerSecond, isRate, '0 (off), or 0.001 to 1000000');
+  if (!Token.isUnresolved(requestsPerSecond) && !isRate) {
+    refuse('requestsPerSecond', requestsPerSecond, '0 (off), or 0.001 to 1000000');
+  }
   const failoverTime = props.failoverTime ?? Duration.seconds(10);
-  checkSeconds('failoverTime', failoverTime, 1, 3600);
+  checkDuration('failoverTime', failoverTime, 'seconds', 1, 3600);
   const shutdownGrace = props.shutdownGrace ?? Duration.seconds(25);
-  // ECS kills a task after 120 seconds at most.
-  checkSeconds('shutdownGrace', shutdownGrace, 1, 120 - STOP_MARGIN.toSeconds());
+  checkDuration('shutdownGrace', shutdownGrace, 'seconds', 1, MAX_STOP.minus(STOP_MARGIN).toSeconds());
   for (const name of OWN.filter((name) => name in common.settings)) {
     throw new Error(`settings: ${name} is made by WorkerCompute.fargate; there is a property for it, or nothing to choose`);
   }
   return { minTasks, maxTasks, cpu, memory, requestsPerSecond, failoverTime, shutdownGrace };
-}
-
-function check(name: string, given: unknown, isAllowed: boolean, allowed: string): void {
-  if (!Token.isUnresolved(given) && !isAllowed) {
-    throw new Error(`${name}: ${given}; allowed are ${allowed}`);
-  }
-}
-
-function checkSeconds(name: string, given: Duration, from: number, to: number): void {
-  const seconds = given.toMilliseconds() / 1000;
-  check(name, given.toHumanString(), seconds >= from && seconds <= to && Number.isInteger(seconds), `whole seconds, ${from} to ${to}`);
 }
 
 /**
@@ -179,7 +182,7 @@ function leaseTable(scope: Construct, { common }: WorkerContext): dynamodb.Table
     pointInTimeRecoverySpecification: { pointInTimeRecoveryEnabled: true },
     encryption: common.encryptionKey ? dynamodb.TableEncryption.CUSTOMER_MANAGED : dynamodb.TableEncryption.DEFAULT,
     encryptionKey: common.encryptionKey,
-    deletionProtection: common.removalPolicy === RemovalPolicy.RETAIN,
+    deletionProtection: common.removalPolicy !== RemovalPolicy.DESTROY,
     removalPolicy: common.removalPolicy,
   });
 }
@@ -219,6 +222,7 @@ function taskDefinition(scope: Construct, { context, props, size, leases, loggin
       RATE_REQUESTS_PER_SECOND: String(size.requestsPerSecond),
       FAILOVER_TIME: `${size.failoverTime.toSeconds()}s`,
       SHUTDOWN_GRACE: `${size.shutdownGrace.toSeconds()}s`,
+      INITIAL_POSITION: props.startAt instanceof Date ? props.startAt.toISOString() : (props.startAt ?? 'trim-horizon'),
       ADMIN_LISTEN: props.metricsScrape?.adminListen ?? '127.0.0.1:9464',
       LOG_FORMAT: 'json',
     },
@@ -232,6 +236,8 @@ function taskDefinition(scope: Construct, { context, props, size, leases, loggin
       startPeriod: Duration.seconds(60),
     },
   });
+  const executionPolicy = task.obtainExecutionRole().node.findChild('DefaultPolicy');
+  suppressNag(executionPolicy, 'AwsSolutions-IAM5', 'A token for ECR is for no repository in particular.', ['Resource::*']);
   return task;
 }
 

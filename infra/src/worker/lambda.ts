@@ -8,7 +8,7 @@ import { Construct } from 'constructs';
 import { addAlarm, PERIOD } from '../common';
 import { RustCode, RustFunction } from '../rust-function';
 import { checkDuration, checkInteger, refuse } from '../validate';
-import { grantWorker, Worker, WorkerContext, workerSettings } from './context';
+import { addLagAlarms, grantWorker, Worker, WorkerContext, workerSettings } from './context';
 
 /** A new on-demand stream has as many shards. */
 const ON_DEMAND_SHARDS = 4;
@@ -45,6 +45,13 @@ export interface LambdaWorkerProps {
    * the stream has shards. @default none
    */
   readonly reservedConcurrentExecutions?: number;
+  /**
+   * Where the worker starts in the stream. When you come from WorkerCompute.fargate, give the time that all events before
+   * have been delivered: what that worker has delivered is sent again otherwise, and what of that Amberflo does not
+   * remember any more is billed twice. It counts when the mapping is made; do not change it afterwards.
+   * @default 'trim-horizon', the oldest event
+   */
+  readonly startAt?: 'trim-horizon' | Date;
   /**
    * Gives up on records after a time or a number of attempts. Such records are not billed; they lie in the bucket.
    * @default nothing is given up: an outage delays
@@ -86,12 +93,22 @@ export function lambdaWorker(scope: Construct, context: WorkerContext, props: La
     reservedConcurrentExecutions: props.reservedConcurrentExecutions,
   });
   grantWorker(worker, context);
-  stream.grantRead(worker);
+  stream.grant(
+    worker,
+    'kinesis:DescribeStream',
+    'kinesis:DescribeStreamSummary',
+    'kinesis:ListShards',
+    'kinesis:GetShardIterator',
+    'kinesis:GetRecords',
+  );
+  stream.encryptionKey?.grantDecrypt(worker);
   const { giveUp } = props;
   new lambda.EventSourceMapping(scope, 'Mapping', {
     target: worker,
     eventSourceArn: stream.streamArn,
-    startingPosition: lambda.StartingPosition.TRIM_HORIZON,
+    ...(props.startAt instanceof Date
+      ? { startingPosition: lambda.StartingPosition.AT_TIMESTAMP, startingPositionTimestamp: props.startAt.getTime() / 1000 }
+      : { startingPosition: lambda.StartingPosition.TRIM_HORIZON }),
     batchSize: props.batchSize ?? 1000,
     maxBatchingWindow: props.maxBatchingWindow ?? Duration.seconds(1),
     parallelizationFactor,
@@ -105,12 +122,7 @@ export function lambdaWorker(scope: Construct, context: WorkerContext, props: La
       onFailure: new S3OnFailureDestination(giveUp.bucket),
     }),
   });
-  addAlarm(scope, 'IteratorAge', common, {
-    metric: worker.metric('IteratorAge', { statistic: 'Maximum', period: PERIOD }),
-    above: Duration.minutes(15).toMilliseconds(),
-    periods: 2,
-    description: 'Usage events wait for a quarter of an hour: Amberflo is down, refuses our key, or traffic exceeds the limits.',
-  });
+  addLagAlarms(scope, context, worker.metric('IteratorAge', { statistic: 'Maximum', period: PERIOD }));
   addAlarm(scope, 'Throttles', common, {
     metric: worker.metricThrottles({ period: PERIOD }),
     above: 0,

@@ -1,8 +1,10 @@
-import { Annotations, Arn, ArnFormat, Duration, Stack, Token } from 'aws-cdk-lib';
+import { Annotations, Arn, ArnFormat, Duration, Stack } from 'aws-cdk-lib';
 import * as ec2 from 'aws-cdk-lib/aws-ec2';
 import * as ecs from 'aws-cdk-lib/aws-ecs';
 import * as iam from 'aws-cdk-lib/aws-iam';
 import * as cloudmap from 'aws-cdk-lib/aws-servicediscovery';
+
+import { checkDuration, checkText } from '../validate';
 
 /** The port of /health, /ready and /metrics. */
 const PORT = 9464;
@@ -96,9 +98,14 @@ function addCollector(service: ecs.FargateService, logging: ecs.LogDriver, scrap
   const task = service.taskDefinition;
   const stack = Stack.of(service);
   const { workspaceArn } = scrape;
-  if (!Token.isUnresolved(workspaceArn) && !/^arn:[^:]+:aps:[^:]+:[^:]*:workspace\/[^/]+$/.test(workspaceArn)) {
-    throw new Error(`workspaceArn: ${workspaceArn}; allowed is the ARN of a workspace, arn:PARTITION:aps:REGION:ACCOUNT:workspace/ID`);
-  }
+  checkText(
+    'workspaceArn',
+    workspaceArn,
+    /^arn:[^:]+:aps:[^:]+:[^:]*:workspace\/[^/]+$/,
+    'the ARN of a workspace, arn:PARTITION:aps:REGION:ACCOUNT:workspace/ID',
+  );
+  const interval = scrape.interval ?? Duration.seconds(30);
+  checkDuration('interval', interval, 'seconds', 1, 3600);
   const { region = stack.region, resourceName = '' } = Arn.split(workspaceArn, ArnFormat.SLASH_RESOURCE_NAME);
   const linuxParameters = new ecs.LinuxParameters(task, 'CollectorLinux');
   linuxParameters.dropCapabilities(ecs.Capability.ALL);
@@ -116,7 +123,7 @@ function addCollector(service: ecs.FargateService, logging: ecs.LogDriver, scrap
       AWS_REGION: stack.region,
       AOT_CONFIG_CONTENT: stack.toJsonString(
         collectorConfig({
-          interval: scrape.interval ?? Duration.seconds(30),
+          interval,
           region,
           endpoint: `https://aps-workspaces.${region}.${stack.urlSuffix}/workspaces/${resourceName}/api/v1/remote_write`,
         }),
