@@ -1,6 +1,6 @@
 # `make demo` and `make test` are all a newcomer needs; `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test bench emulators mutants lint
+.PHONY: help demo dev test bench emulators mutants lint dist
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,6 +25,9 @@ emulators: ## Kinesis, DynamoDB, SQS and Secrets Manager on this machine, until 
 
 mutants: ## plants bugs one by one; the tests in paused time must catch each
 	ingest-worker/tests/mutants/run.sh
+
+dist: ## the zips of the Lambda functions, in infra/assets
+	python3 infra/dist/build.py
 
 lint: ## formatting, clippy, docs, dependencies
 	./.ci/lint

@@ -1,6 +1,5 @@
 import { IASyncFunction, IMetering, ISyncFunction } from '@cdklabs/sbt-aws';
 import { Annotations, ArnFormat, Aspects, CfnOutput, Duration, Lazy, RemovalPolicy, Stack } from 'aws-cdk-lib';
-import { GraphWidget, IWidget } from 'aws-cdk-lib/aws-cloudwatch';
 import * as events from 'aws-cdk-lib/aws-events';
 import * as kinesis from 'aws-cdk-lib/aws-kinesis';
 import * as kms from 'aws-cdk-lib/aws-kms';
@@ -14,11 +13,14 @@ import { ControlApi, Scopes } from './control-api';
 import { MeteringDashboard } from './dashboard';
 import { DeadLetterQueue } from './dead-letter-queue';
 import { addUsageTarget, EventManagerLike, UsageRule, usageRule } from './event-manager';
-import { addRuleAlarms, Forwarder, ForwarderProps, ruleMetric, StreamTarget } from './forwarder';
+import { addRuleAlarms, Forwarder, ForwarderProps, StreamTarget } from './forwarder';
 import { RustCode } from './rust-function';
 import { checkSettings } from './settings';
+import { checkDuration, checkInteger, checkText } from './validate';
 import { WorkerCompute } from './worker/compute';
 import { Worker } from './worker/context';
+
+const RETENTION = Duration.days(7);
 
 /** How metering is set up. Every property has a default. */
 export interface AmberfloMeteringProps {
@@ -48,7 +50,7 @@ export interface AmberfloMeteringProps {
   readonly shardCount?: number;
   /** How long the stream keeps events: from 1 to 365 days. @default 7 days */
   readonly retention?: Duration;
-  /** A key of your own for stream and queues. @default those of Kinesis and SQS */
+  /** A key of your own for stream, queues and lease table. @default those of Kinesis, SQS and DynamoDB */
   readonly encryptionKey?: kms.IKey;
 
   /** Where the worker runs. @default WorkerCompute.lambda() */
@@ -114,6 +116,7 @@ export class AmberfloMetering extends Construct implements IMetering {
 
   constructor(scope: Construct, id: string, props: AmberfloMeteringProps = {}) {
     super(scope, id);
+    checkProps(props);
     this.#props = props;
     const common = (this.#common = this.#makeCommon(props));
     this.stream = this.#makeStream(props);
@@ -126,6 +129,7 @@ export class AmberfloMetering extends Construct implements IMetering {
       common,
       stream: this.stream,
       deadLetters: this.deadLetters,
+      retention: props.retention ?? RETENTION,
       shardCount: props.shardCount,
     });
     this.controlApi = new ControlApi(this, 'ControlApi', {
@@ -148,7 +152,8 @@ export class AmberfloMetering extends Construct implements IMetering {
       worker: this.worker,
       deadLetters: this.deadLetters,
       controlApi: this.controlApi,
-      forwarding: () => this.#forwardingWidgets(),
+      rule: () => this.#rule,
+      undelivered: () => this.#forwarder?.undelivered,
     });
     if (props.eventManager) {
       this.#attach('eventManager', props.eventManager, this);
@@ -196,11 +201,13 @@ export class AmberfloMetering extends Construct implements IMetering {
 
   /** SBT has made the function a target of its rule. */
   #onForwarderInvoker(invoker: Construct): void {
-    if (!usageRule(invoker)) {
+    const rule = usageRule(invoker);
+    if (!rule) {
       return;
     }
     this.#checkDetached();
     this.#attached = 'forwarder';
+    this.#forwarder?.receiveFromTargetOf(rule.rule);
     this.#onRule(invoker);
   }
 
@@ -262,25 +269,6 @@ export class AmberfloMetering extends Construct implements IMetering {
     };
   }
 
-  #forwardingWidgets(): IWidget[] {
-    const [forwarder, rule] = [this.#forwarder, this.#rule];
-    if (!forwarder || !rule || !sameStack(rule.rule, this)) {
-      return [];
-    }
-    return [
-      new GraphWidget({
-        title: 'Rule',
-        width: 12,
-        left: ['MatchedEvents', 'Invocations', 'FailedInvocations'].map((name) => ruleMetric(rule, name)),
-      }),
-      new GraphWidget({
-        title: 'Did not reach the stream',
-        width: 12,
-        left: [forwarder.undelivered.metricApproximateNumberOfMessagesVisible()],
-      }),
-    ];
-  }
-
   #warnWhenDetached(node: IConstruct): void {
     if (node === this && !this.#attached) {
       Annotations.of(this).addWarningV2(
@@ -305,8 +293,8 @@ export class AmberfloMetering extends Construct implements IMetering {
           resourceName: secretName,
           arnFormat: ArnFormat.COLON_RESOURCE_NAME,
         }),
-        encryptionKey: props.secretEncryptionKey,
       }),
+      secretKey: props.secretEncryptionKey,
       settings: {
         ...checkSettings(props.settings ?? {}),
         AMBERFLO_BASE_URL: props.amberfloBaseUrl ?? 'https://app.amberflo.io',
@@ -318,15 +306,15 @@ export class AmberfloMetering extends Construct implements IMetering {
 
   #makeStream(props: AmberfloMeteringProps): kinesis.Stream {
     const stream = new kinesis.Stream(this, 'Stream', {
-      streamMode: props.shardCount ? kinesis.StreamMode.PROVISIONED : kinesis.StreamMode.ON_DEMAND,
+      streamMode: props.shardCount !== undefined ? kinesis.StreamMode.PROVISIONED : kinesis.StreamMode.ON_DEMAND,
       shardCount: props.shardCount,
-      retentionPeriod: props.retention ?? Duration.days(7),
+      retentionPeriod: props.retention ?? RETENTION,
       encryption: props.encryptionKey ? kinesis.StreamEncryption.KMS : kinesis.StreamEncryption.MANAGED,
       encryptionKey: props.encryptionKey,
       removalPolicy: this.#common.removalPolicy,
     });
-    if (!props.encryptionKey) {
-      suppressNag(stream, 'AwsSolutions-KDS3', "Kinesis's own key is the default; encryptionKey sets one of your own.");
+    if (props.encryptionKey) {
+      suppressNag(stream, 'AwsSolutions-KDS3', 'A key of your own is asked for; the default is that of Kinesis.');
     }
     addAlarm(stream, 'WriteThrottles', this.#common, {
       metric: stream.metricWriteProvisionedThroughputExceeded({ period: PERIOD, statistic: 'Sum' }),
@@ -336,6 +324,17 @@ export class AmberfloMetering extends Construct implements IMetering {
     });
     return stream;
   }
+}
+
+/** @throws one line about the first property that is not what it may be */
+function checkProps(props: AmberfloMeteringProps): void {
+  checkText('amberfloAPIKeySecretName', props.amberfloAPIKeySecretName, /^[\w/+=.@-]{1,512}$/, "a secret's name, not its ARN");
+  checkText('amberfloAPIKeySecretId', props.amberfloAPIKeySecretId, /./, 'the name of a member of the secret');
+  checkText('amberfloBaseUrl', props.amberfloBaseUrl, /^https?:\/\/[^\s/?#@]+(\/[^\s?#@]*)?$/, 'https://HOST, without a user name');
+  checkText('partitionKeyPath', props.partitionKeyPath, /^(?=.{1,256}$)\$(\.[\w-]+)+$/, 'a path such as $.detail.tenantId');
+  checkInteger('shardCount', props.shardCount, 1);
+  checkDuration('retention', props.retention, 'hours', 24, 365 * 24);
+  checkDuration('archive', props.archive, 'days', 1, 2 ** 31 - 1);
 }
 
 function remove(construct: IConstruct | undefined): void {

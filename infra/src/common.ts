@@ -1,6 +1,7 @@
 import { Duration, RemovalPolicy, Stack } from 'aws-cdk-lib';
 import * as cloudwatch from 'aws-cdk-lib/aws-cloudwatch';
 import { SnsAction } from 'aws-cdk-lib/aws-cloudwatch-actions';
+import * as iam from 'aws-cdk-lib/aws-iam';
 import * as kms from 'aws-cdk-lib/aws-kms';
 import * as logs from 'aws-cdk-lib/aws-logs';
 import * as secretsmanager from 'aws-cdk-lib/aws-secretsmanager';
@@ -20,31 +21,52 @@ export interface Common {
   readonly tracing: boolean;
   /** The API key. */
   readonly secret: secretsmanager.ISecret;
+  /** The key that the secret is encrypted with; Secrets Manager's own when there is none. */
+  readonly secretKey?: kms.IKey;
   /** The settings that worker and control API share: where Amberflo is, and how the API key is found. */
   readonly settings: Record<string, string>;
-  /** The key of the queues; SQS's own when there is none. */
+  /** The key of queues and lease table; those of SQS and DynamoDB when there is none. */
   readonly encryptionKey?: kms.IKey;
+}
+
+/**
+ * Lets `grantee` read the API key. What it needs of the secret's encryption key stands in its own policy: the policy of the
+ * key may be of a stack that ours depends on, or of none.
+ */
+export function grantApiKey(grantee: iam.IGrantable, { secret, secretKey }: Common): void {
+  secret.grantRead(grantee);
+  secretKey?.grantDecrypt(grantee);
 }
 
 /** An alarm and what it means to who is paged. */
 export interface AlarmProps {
   readonly metric: cloudwatch.IMetric;
-  /** The alarm rings above it. */
-  readonly above: number;
+  /** The alarm rings above it, */
+  readonly above?: number;
+  /** or below it. */
+  readonly below?: number;
+  /** Whether missing data rings too. @default false */
+  readonly whenMissing?: boolean;
   /** For how many periods of the metric in a row. */
   readonly periods?: number;
   /** What it means and what to do. */
   readonly description: string;
 }
 
-/** Makes an alarm in `scope` that goes to the topic for alarms, also when it is over. Missing data is no alarm. */
+/** Makes an alarm in `scope` that goes to the topic for alarms, also when it is over. */
 export function addAlarm(scope: Construct, id: string, common: Pick<Common, 'alarmTopic'>, props: AlarmProps): cloudwatch.Alarm {
+  const threshold = props.above ?? props.below;
+  if (threshold === undefined) {
+    throw new Error(`${scope.node.path}/${id}: an alarm without a threshold`);
+  }
+  const { GREATER_THAN_THRESHOLD, LESS_THAN_THRESHOLD } = cloudwatch.ComparisonOperator;
+  const { BREACHING, NOT_BREACHING } = cloudwatch.TreatMissingData;
   const alarm = new cloudwatch.Alarm(scope, id, {
     metric: props.metric,
-    threshold: props.above,
-    comparisonOperator: cloudwatch.ComparisonOperator.GREATER_THAN_THRESHOLD,
+    threshold,
+    comparisonOperator: props.above === undefined ? LESS_THAN_THRESHOLD : GREATER_THAN_THRESHOLD,
     evaluationPeriods: props.periods ?? 1,
-    treatMissingData: cloudwatch.TreatMissingData.NOT_BREACHING,
+    treatMissingData: props.whenMissing ? BREACHING : NOT_BREACHING,
     alarmDescription: props.description,
   });
   if (common.alarmTopic) {
@@ -65,6 +87,14 @@ export function suppressNag(construct: IConstruct, id: string, reason: string, a
   resource.addMetadata('cdk_nag', {
     rules_to_suppress: [...previous, { id, reason, ...(appliesTo && { applies_to: appliesTo }) }],
   });
+}
+
+/** Answers cdk-nag for a role that CDK itself has let use a key of yours. */
+export function suppressNagOfKey(role: IConstruct, { encryptionKey }: Pick<Common, 'encryptionKey'>): void {
+  if (encryptionKey) {
+    const wildcards = ['Action::kms:ReEncrypt*', 'Action::kms:GenerateDataKey*'];
+    suppressNag(role.node.findChild('DefaultPolicy'), 'AwsSolutions-IAM5', "CDK's grants of a key; each is two actions.", wildcards);
+  }
 }
 
 /** Whether both are of one stack, so that references both ways are possible. */

@@ -7,7 +7,7 @@ import * as lambda from 'aws-cdk-lib/aws-lambda';
 import { SqsDestination } from 'aws-cdk-lib/aws-lambda-destinations';
 import { Construct, IConstruct } from 'constructs';
 
-import { Common } from './common';
+import { Common, grantApiKey, suppressNagOfKey } from './common';
 import { DeadLetterQueue } from './dead-letter-queue';
 import { UsageRule } from './event-manager';
 import { OnInvoker, RustCode, RustFunction } from './rust-function';
@@ -80,7 +80,6 @@ export class ControlApi extends Construct {
       'kinesis:GetShardIterator',
       'kinesis:GetRecords',
     );
-    stream.encryptionKey?.grantEncryptDecrypt(this.function);
     deadLetters.grant(
       this.function,
       'sqs:GetQueueAttributes',
@@ -88,12 +87,13 @@ export class ControlApi extends Construct {
       'sqs:DeleteMessage',
       'sqs:ChangeMessageVisibility',
     );
-    deadLetters.encryptionMasterKey?.grantEncryptDecrypt(this.function);
+    common.encryptionKey?.grant(this.function, 'kms:Decrypt', 'kms:GenerateDataKey');
     this.function.configureAsyncInvoke({
       retryAttempts: 2,
       maxEventAge: Duration.hours(6),
       onFailure: new SqsDestination(this.failedTenantEvents),
     });
+    suppressNagOfKey(this.function.role as iam.Role, common);
     new CfnOutput(this, 'FunctionName', { value: this.function.functionName, description: 'The admin API' });
     new CfnOutput(this, 'FailedTenantEventsQueue', {
       value: this.failedTenantEvents.queueUrl,
@@ -169,7 +169,7 @@ function controlApiFunction(scope: Construct, id: string, props: ControlApiProps
     },
     onInvoker,
   );
-  common.secret.grantRead(handler);
+  grantApiKey(handler, common);
   return handler;
 }
 

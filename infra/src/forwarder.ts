@@ -1,14 +1,14 @@
-import { CfnOutput, Duration, Fn } from 'aws-cdk-lib';
+import { Annotations, CfnOutput, Duration, Fn, Stack } from 'aws-cdk-lib';
 import { Metric } from 'aws-cdk-lib/aws-cloudwatch';
 import * as targets from 'aws-cdk-lib/aws-events-targets';
-import { IRuleRef, RuleTargetConfig } from 'aws-cdk-lib/aws-events';
+import { CfnRule, IRule, RuleTargetConfig } from 'aws-cdk-lib/aws-events';
 import * as iam from 'aws-cdk-lib/aws-iam';
 import * as kinesis from 'aws-cdk-lib/aws-kinesis';
 import * as lambda from 'aws-cdk-lib/aws-lambda';
 import { SqsDestination } from 'aws-cdk-lib/aws-lambda-destinations';
 import { Construct } from 'constructs';
 
-import { addAlarm, Common, PERIOD } from './common';
+import { addAlarm, Common, PERIOD, suppressNagOfKey } from './common';
 import { DeadLetterQueue } from './dead-letter-queue';
 import { UsageRule } from './event-manager';
 import { OnInvoker, RustCode, RustFunction } from './rust-function';
@@ -77,6 +77,7 @@ export class Forwarder extends Construct {
       enabled: false,
     });
     this.undelivered.grantConsumeMessages(this.function);
+    suppressNagOfKey(forwarder.role, common);
     new CfnOutput(this, 'RedriveMapping', {
       value: redrive.eventSourceMappingId,
       description: 'Enable it to redrive the events that did not reach the stream',
@@ -86,6 +87,16 @@ export class Forwarder extends Construct {
       description: 'The queue of events that did not reach the stream',
     });
   }
+
+  /**
+   * What EventBridge cannot bring to the function lies in the queue, too: SBT gives its target no such queue. The rule may be
+   * of a stack that refers to this one, so that the queue cannot name it: rules of this account and region may send.
+   */
+  receiveFromTargetOf(rule: CfnRule): void {
+    rule.addPropertyOverride('Targets.0.DeadLetterConfig', { Arn: this.undelivered.queueArn });
+    const rules = Stack.of(this).formatArn({ service: 'events', resource: 'rule', resourceName: '*' });
+    receiveFrom(this.undelivered, { ArnLike: { 'aws:SourceArn': rules } });
+  }
 }
 
 /**
@@ -93,6 +104,7 @@ export class Forwarder extends Construct {
  * afterwards: without leave to send to it, EventBridge drops the event.
  */
 export class StreamTarget extends targets.KinesisStream {
+  readonly #common: Common;
   readonly #undelivered: DeadLetterQueue;
   readonly #onRule: (rule: Construct) => void;
 
@@ -103,22 +115,38 @@ export class StreamTarget extends targets.KinesisStream {
       retryAttempts: RETRIES,
       maxEventAge: RETRIED_FOR,
     });
+    this.#common = props.common;
     this.#undelivered = props.undelivered;
     this.#onRule = onRule;
   }
 
-  public override bind(rule: IRuleRef, id?: string): RuleTargetConfig {
-    this.#undelivered.addToResourcePolicy(
-      new iam.PolicyStatement({
-        principals: [new iam.ServicePrincipal('events.amazonaws.com')],
-        actions: ['sqs:SendMessage'],
-        resources: [this.#undelivered.queueArn],
-        conditions: { ArnEquals: { 'aws:SourceArn': rule.ruleRef.ruleArn } },
-      }),
+  public override bind(rule: IRule, id?: string): RuleTargetConfig {
+    receiveFrom(this.#undelivered, { ArnEquals: { 'aws:SourceArn': rule.ruleArn } });
+    this.#onRule(rule as IRule & Construct);
+    const config = super.bind(rule, id);
+    suppressNagOfKey(config.role as iam.Role, this.#common);
+    return config;
+  }
+}
+
+/** Lets EventBridge send what it gives up to the queue; without leave, it drops the event. */
+function receiveFrom(queue: DeadLetterQueue, conditions: Record<string, unknown>): void {
+  const eventBridge = new iam.ServicePrincipal('events.amazonaws.com');
+  queue.addToResourcePolicy(
+    new iam.PolicyStatement({ principals: [eventBridge], actions: ['sqs:SendMessage'], resources: [queue.queueArn], conditions }),
+  );
+  const useKey = new iam.PolicyStatement({
+    principals: [eventBridge],
+    actions: ['kms:Decrypt', 'kms:GenerateDataKey*'],
+    resources: ['*'],
+  });
+  const added = queue.encryptionMasterKey?.addToResourcePolicy(useKey, true);
+  if (added && !added.statementAdded) {
+    Annotations.of(queue).addWarningV2(
+      'amberflo-metering:key-policy',
+      'the policy of an imported key is not ours to change: let events.amazonaws.com use kms:Decrypt and kms:GenerateDataKey* ' +
+        'in it, or events that do not reach the stream are lost',
     );
-    this.#undelivered.encryptionMasterKey?.grantEncryptDecrypt(new iam.ServicePrincipal('events.amazonaws.com'));
-    this.#onRule(rule as unknown as Construct);
-    return super.bind(rule, id);
   }
 }
 

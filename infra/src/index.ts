@@ -6,3 +6,4 @@ export { RustCode } from './rust-function';
 export { WorkerCompute } from './worker/compute';
 export { FargateWorkerProps } from './worker/fargate';
 export { GiveUp, LambdaWorkerProps } from './worker/lambda';
+export { CloudMapScrape, ManagedPrometheusScrape, MetricsScrape } from './worker/metrics-scrape';

@@ -1,5 +1,5 @@
 import { existsSync, readFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 
 import { Duration, RemovalPolicy } from 'aws-cdk-lib';
 import * as iam from 'aws-cdk-lib/aws-iam';
@@ -27,15 +27,16 @@ export interface RustFunctionProps {
   readonly reservedConcurrentExecutions?: number;
 }
 
-/** A program built by yourself: a zip with `bootstrap`, for the runtime `provided.al2023`. */
+/** A program built by yourself. */
 export interface RustCode {
-  readonly code: lambda.Code;
+  /** A zip, or a directory, with `bootstrap` for the runtime `provided.al2023`. */
+  readonly path: string;
   /** @default the architecture of the programs in this package */
   readonly architecture?: lambda.Architecture;
 }
 
-/** Where the package has its zips. */
-const ASSETS = join(__dirname, '..', 'assets');
+/** Where the package has its zips: beside its package.json, wherever this was compiled to. */
+const ASSETS = join(packageRoot(__dirname), 'assets');
 
 /** Called with whatever is given leave to invoke the function: a rule of EventBridge, or a route of API Gateway. */
 export type OnInvoker = (invoker: Construct) => void;
@@ -62,7 +63,8 @@ export class RustFunction extends Construct {
     const functionProps: lambda.FunctionProps = {
       runtime: lambda.Runtime.PROVIDED_AL2023,
       architecture: code.architecture ?? packagedArchitecture(),
-      code: code.code,
+      // Not shared between functions: code of an asset can be of one stack only.
+      code: lambda.Code.fromAsset(code.path),
       handler: props.handler,
       description: props.description,
       environment: { ...props.environment, LOG_FORMAT: 'json' },
@@ -106,12 +108,18 @@ class InvokedFunction extends lambda.Function {
   }
 }
 
+/** The closest directory upwards that has a package.json. */
+export function packageRoot(directory: string): string {
+  const parent = dirname(directory);
+  return parent === directory || existsSync(join(directory, 'package.json')) ? directory : packageRoot(parent);
+}
+
 function packagedCode(program: Program): RustCode {
   const zip = join(ASSETS, `${program}.zip`);
   if (!existsSync(zip)) {
     throw new Error(`${zip} is missing: the npm package has it; in a clone of the repository, run \`make dist\` first`);
   }
-  return { code: lambda.Code.fromAsset(zip) };
+  return { path: zip };
 }
 
 function packagedArchitecture(): lambda.Architecture {

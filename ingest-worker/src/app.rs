@@ -30,7 +30,7 @@ use crate::meters::MeterBudget;
 use crate::reader::Buffer;
 use crate::submit::BodyLimit;
 use crate::worker::Worker;
-use crate::{bus, metrics, operator};
+use crate::{bus, health, metrics, operator};
 
 const PRUNE_INTERVAL: Duration = Duration::from_secs(30);
 /// Settled batches wait for older ones: room for this many keeps a shard going while one of its batches is searched for
@@ -46,6 +46,10 @@ pub async fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = match cli.command {
         Some(Command::DeadLetters(command)) => operator::dead_letters(&cli.settings, command).await,
         Some(Command::Leases(command)) => operator::leases(&cli.settings, command).await,
+        Some(Command::Health) => health::check(cli.settings.admin_listen).await.map(|()| {
+            println!("healthy");
+            ExitCode::SUCCESS
+        }),
         None => work(&cli.settings).await,
     };
     result.unwrap_or_else(|error| service::failed("ingest-worker", &error))

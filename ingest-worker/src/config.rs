@@ -104,7 +104,15 @@ pub struct Settings {
     #[arg(long, env, default_value = "25s", value_parser = duration, help_heading = "Operation")]
     pub shutdown_grace: Duration,
     /// Where /health, /ready and /metrics answer.
-    #[arg(long, env, default_value = "127.0.0.1:9464", value_name = "ADDR:PORT", value_parser = address, help_heading = "Operation")]
+    #[arg(
+        long,
+        env,
+        default_value = "127.0.0.1:9464",
+        value_name = "ADDR:PORT",
+        value_parser = address,
+        help_heading = "Operation",
+        global = true
+    )]
     pub admin_listen: SocketAddr,
     /// Logs.
     #[command(flatten)]

@@ -4,8 +4,11 @@
 //! Lambda keeps the checkpoint and says who reads a shard: there are no leases. What is not settled in time is answered
 //! as a failure, and Lambda invokes again from that record on. The event source mapping needs
 //! `ReportBatchItemFailures`; without it Lambda takes every answer for a complete success.
+//!
+//! The same program is the [forwarder](forward) where the function's handler says so.
 
 pub mod event;
+pub mod forward;
 pub mod function;
 
 use std::ffi::OsString;
@@ -25,20 +28,47 @@ use crate::config::Settings;
 use crate::context::Common;
 use crate::{app, backends};
 use event::{Answer, Event};
+use forward::KeyPath;
 use function::{DRAIN, Function};
 
-/// The worker as an AWS Lambda function, for a Kinesis event source mapping with ReportBatchItemFailures.
+/// The worker as an AWS Lambda function, for a Kinesis event source mapping with ReportBatchItemFailures; or, where the
+/// function's handler is `forward`, what puts events on the stream for it.
 ///
 /// Takes the settings of `ingest-worker`. Those of leases, of the local stream and of the admin endpoint have no meaning
 /// here. Without STREAM, the stream is the one that the first event comes from.
+///
+/// The forwarder needs STREAM=kinesis:NAME-OR-ARN, and of the other settings reads only PARTITION_KEY_PATH and those of
+/// logs.
 #[derive(Debug, Parser)]
 #[command(name = "bootstrap", version)]
 struct Cli {
     #[command(flatten)]
     settings: Settings,
+    /// What this function does: `deliver` events of the stream to Amberflo (`bootstrap` is another name for that), or
+    /// `forward` events of EventBridge to the stream. Lambda sets it to the function's handler.
+    #[arg(long, env = "_HANDLER", default_value = "deliver", value_parser = handler, help_heading = "Function")]
+    handler: Handler,
+    /// Forwarder: where in an event its partition key stands. An event that has none there goes by its id.
+    #[arg(long, env, default_value = KeyPath::DEFAULT, value_name = "PATH", help_heading = "Function")]
+    partition_key_path: KeyPath,
     /// Where Lambda hands out events.
     #[arg(long, env = "AWS_LAMBDA_RUNTIME_API", hide = true)]
     runtime_api: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Handler {
+    Deliver,
+    Forward,
+}
+
+fn handler(text: &str) -> Result<Handler, String> {
+    match text {
+        // The name that deployments of custom runtimes use where there is only one; some tools leave it empty.
+        "deliver" | "bootstrap" | "" => Ok(Handler::Deliver),
+        "forward" => Ok(Handler::Forward),
+        _ => Err("allowed is deliver (or bootstrap, which is the same) or forward: the function's handler".to_owned()),
+    }
 }
 
 /// Runs the program with these arguments, the first of which is its name.
@@ -55,13 +85,25 @@ pub async fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 /// Answers events for as long as Lambda has some.
 async fn serve(cli: Cli) -> anyhow::Result<()> {
-    let Cli { settings, runtime_api } = cli;
+    let Cli { settings, handler, partition_key_path, runtime_api } = cli;
+    match handler {
+        Handler::Deliver => deliver(settings, runtime_api).await,
+        Handler::Forward => {
+            let StreamName::Kinesis(stream) = settings.backends.stream else {
+                let hint = "the handler `forward` needs kinesis:NAME-OR-ARN";
+                return Err(ConfigError(format!("STREAM: {}; {hint}", settings.backends.stream)).into());
+            };
+            check_runtime_api(runtime_api)?;
+            service::init_logs(&settings.logs)?;
+            forward::serve(stream, partition_key_path).await
+        }
+    }
+}
+
+async fn deliver(settings: Settings, runtime_api: Option<String>) -> anyhow::Result<()> {
     let (settings, stream) = check(settings)?;
     let key = settings.amberflo.key()?;
-    if runtime_api.is_none() {
-        let hint = "`bootstrap` runs inside AWS Lambda, which sets it; elsewhere run `ingest-worker`";
-        return Err(ConfigError(format!("AWS_LAMBDA_RUNTIME_API: not set; {hint}")).into());
-    }
+    check_runtime_api(runtime_api)?;
     service::init_logs(&settings.logs)?;
     let keys = api_keys(key).await?;
     let lambda = Arc::new(Lambda { settings, keys, function: OnceCell::new() });
@@ -73,6 +115,11 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
         async move { lambda.answer(event).await }
     });
     lambda_runtime::run(answer).await.map_err(|error| anyhow::anyhow!("the runtime API of Lambda: {error}"))
+}
+
+fn check_runtime_api(address: Option<String>) -> Result<(), ConfigError> {
+    let hint = "`bootstrap` runs inside AWS Lambda, which sets it; elsewhere run `ingest-worker`";
+    address.map(|_| ()).ok_or_else(|| ConfigError(format!("AWS_LAMBDA_RUNTIME_API: not set; {hint}")))
 }
 
 /// Checks the settings; answers the stream that they name, if they do.

@@ -12,6 +12,7 @@ pub mod bus;
 pub mod config;
 pub mod context;
 pub mod dedup;
+pub mod health;
 #[cfg(feature = "lambda")]
 pub mod lambda;
 pub mod lease;

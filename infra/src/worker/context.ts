@@ -1,8 +1,11 @@
+import { Duration } from 'aws-cdk-lib';
 import * as cloudwatch from 'aws-cdk-lib/aws-cloudwatch';
 import * as iam from 'aws-cdk-lib/aws-iam';
 import * as kinesis from 'aws-cdk-lib/aws-kinesis';
+import * as logs from 'aws-cdk-lib/aws-logs';
+import { Construct } from 'constructs';
 
-import { Common } from '../common';
+import { addAlarm, Common, grantApiKey } from '../common';
 import { DeadLetterQueue } from '../dead-letter-queue';
 
 /** What a worker works on. */
@@ -10,6 +13,8 @@ export interface WorkerContext {
   readonly common: Common;
   readonly stream: kinesis.IStream;
   readonly deadLetters: DeadLetterQueue;
+  /** How long the stream keeps events. */
+  readonly retention: Duration;
   /** Shards of the stream where their number is fixed; undefined for an on-demand stream. */
   readonly shardCount?: number;
 }
@@ -18,6 +23,8 @@ export interface WorkerContext {
 export interface Worker {
   /** Rows of the dashboard. */
   readonly widgets: cloudwatch.IWidget[][];
+  /** Where it logs. */
+  readonly logGroup: logs.ILogGroup;
 }
 
 /** The settings of every worker: what it reads, where dead letters go, where Amberflo is. */
@@ -28,6 +35,21 @@ export function workerSettings({ common, stream, deadLetters }: WorkerContext): 
 /** Lets a worker of either kind write dead letters and read the API key. */
 export function grantWorker(grantee: iam.IGrantable, { common, deadLetters }: WorkerContext): void {
   deadLetters.grant(grantee, 'sqs:GetQueueAttributes', 'sqs:SendMessage');
-  deadLetters.encryptionMasterKey?.grantEncryptDecrypt(grantee);
-  common.secret.grantRead(grantee);
+  deadLetters.encryptionMasterKey?.grant(grantee, 'kms:Decrypt', 'kms:GenerateDataKey');
+  grantApiKey(grantee, common);
+}
+
+/** Rings when events wait for long, and again, with other words, when the stream is about to forget them. */
+export function addLagAlarms(scope: Construct, { common, retention }: WorkerContext, age: cloudwatch.IMetric): void {
+  addAlarm(scope, 'Late', common, {
+    metric: age,
+    above: Duration.minutes(15).toMilliseconds(),
+    periods: 2,
+    description: 'Usage events wait for a quarter of an hour: Amberflo is down, refuses our key, or traffic exceeds the limits.',
+  });
+  addAlarm(scope, 'Expiring', common, {
+    metric: age,
+    above: retention.toMilliseconds() / 2,
+    description: 'Usage events have waited for half of the time that the stream keeps them, and are lost after all of it. Extend its retention.',
+  });
 }

@@ -7,16 +7,21 @@ import { Construct } from 'constructs';
 
 import { addAlarm, PERIOD } from '../common';
 import { RustCode, RustFunction } from '../rust-function';
-import { grantWorker, Worker, WorkerContext, workerSettings } from './context';
+import { checkDuration, checkInteger, refuse } from '../validate';
+import { addLagAlarms, grantWorker, Worker, WorkerContext, workerSettings } from './context';
 
 /** A new on-demand stream has as many shards. */
 const ON_DEMAND_SHARDS = 4;
+
+/** The worker's limits for RATE_REQUESTS_PER_SECOND. */
+const LEAST_RATE = 0.001;
+const MOST_RATE = 1e6;
 
 /** A worker as a Lambda function. */
 export interface LambdaWorkerProps {
   /**
    * Requests to Amberflo per second that all invocations together may make. Each invocation gets its part: this, divided
-   * by `expectedShards` times `parallelizationFactor`.
+   * by `expectedShards` times `parallelizationFactor`. 0 turns the limit off.
    * @default 10
    */
   readonly requestsPerSecond?: number;
@@ -41,6 +46,13 @@ export interface LambdaWorkerProps {
    */
   readonly reservedConcurrentExecutions?: number;
   /**
+   * Where the worker starts in the stream. When you come from WorkerCompute.fargate, give the time that all events before
+   * have been delivered: what that worker has delivered is sent again otherwise, and what of that Amberflo does not
+   * remember any more is billed twice. It counts when the mapping is made; do not change it afterwards.
+   * @default 'trim-horizon', the oldest event
+   */
+  readonly startAt?: 'trim-horizon' | Date;
+  /**
    * Gives up on records after a time or a number of attempts. Such records are not billed; they lie in the bucket.
    * @default nothing is given up: an outage delays
    */
@@ -60,34 +72,43 @@ export interface GiveUp {
 /** The worker as a Lambda function that the stream invokes. */
 export function lambdaWorker(scope: Construct, context: WorkerContext, props: LambdaWorkerProps): Worker {
   const { common, stream } = context;
+  checkProps(props);
   const timeout = props.timeout ?? Duration.minutes(2);
-  if (timeout.toSeconds() < 60 || timeout.toSeconds() > 900) {
-    throw new Error(`timeout: ${timeout.toHumanString()}; allowed are 1 to 15 minutes`);
-  }
   const parallelizationFactor = props.parallelizationFactor ?? 1;
   const shards = props.expectedShards ?? context.shardCount ?? ON_DEMAND_SHARDS;
-  const rate = (props.requestsPerSecond ?? 10) / (shards * parallelizationFactor);
-  const { function: worker } = new RustFunction(scope, 'Worker', {
+  const { requestsPerSecond = 10 } = props;
+  const rate = Number((requestsPerSecond / (shards * parallelizationFactor)).toPrecision(3));
+  if (requestsPerSecond !== 0 && !(rate >= LEAST_RATE && rate <= MOST_RATE)) {
+    refuse('requestsPerSecond', requestsPerSecond, `0 (off), or ${LEAST_RATE} to ${MOST_RATE} for each of ${shards * parallelizationFactor} invocations at once`);
+  }
+  const { function: worker, logGroup } = new RustFunction(scope, 'Worker', {
     common,
     program: 'ingest-worker',
     code: props.code,
     handler: 'deliver',
     description: 'Brings usage events from the stream to Amberflo.',
-    environment: { ...workerSettings(context), RATE_REQUESTS_PER_SECOND: String(Number(rate.toPrecision(3))) },
+    environment: { ...workerSettings(context), RATE_REQUESTS_PER_SECOND: String(rate) },
     timeout,
     memorySize: props.memorySize ?? 512,
     reservedConcurrentExecutions: props.reservedConcurrentExecutions,
   });
   grantWorker(worker, context);
-  stream.grantRead(worker);
+  stream.grant(
+    worker,
+    'kinesis:DescribeStream',
+    'kinesis:DescribeStreamSummary',
+    'kinesis:ListShards',
+    'kinesis:GetShardIterator',
+    'kinesis:GetRecords',
+  );
+  stream.encryptionKey?.grantDecrypt(worker);
   const { giveUp } = props;
-  if (giveUp && giveUp.maxRecordAge === undefined && giveUp.retryAttempts === undefined) {
-    throw new Error('giveUp: neither maxRecordAge nor retryAttempts is given');
-  }
   new lambda.EventSourceMapping(scope, 'Mapping', {
     target: worker,
     eventSourceArn: stream.streamArn,
-    startingPosition: lambda.StartingPosition.TRIM_HORIZON,
+    ...(props.startAt instanceof Date
+      ? { startingPosition: lambda.StartingPosition.AT_TIMESTAMP, startingPositionTimestamp: props.startAt.getTime() / 1000 }
+      : { startingPosition: lambda.StartingPosition.TRIM_HORIZON }),
     batchSize: props.batchSize ?? 1000,
     maxBatchingWindow: props.maxBatchingWindow ?? Duration.seconds(1),
     parallelizationFactor,
@@ -101,12 +122,7 @@ export function lambdaWorker(scope: Construct, context: WorkerContext, props: La
       onFailure: new S3OnFailureDestination(giveUp.bucket),
     }),
   });
-  addAlarm(scope, 'IteratorAge', common, {
-    metric: worker.metric('IteratorAge', { statistic: 'Maximum', period: PERIOD }),
-    above: Duration.minutes(15).toMilliseconds(),
-    periods: 2,
-    description: 'Usage events wait for a quarter of an hour: Amberflo is down, refuses our key, or traffic exceeds the limits.',
-  });
+  addLagAlarms(scope, context, worker.metric('IteratorAge', { statistic: 'Maximum', period: PERIOD }));
   addAlarm(scope, 'Throttles', common, {
     metric: worker.metricThrottles({ period: PERIOD }),
     above: 0,
@@ -114,17 +130,49 @@ export function lambdaWorker(scope: Construct, context: WorkerContext, props: La
     description: 'The worker is not invoked as often as it should be: concurrency is exhausted. Events wait.',
   });
   new CfnOutput(scope, 'WorkerFunction', { value: worker.functionName, description: 'The worker' });
+  const metrics = { period: PERIOD };
   return {
+    logGroup,
     widgets: [
       [
-        new GraphWidget({ title: 'Iterator age', width: 12, left: [worker.metric('IteratorAge', { statistic: 'Maximum' })] }),
         new GraphWidget({
-          title: 'Worker',
-          width: 12,
-          left: [worker.metricInvocations(), worker.metricErrors(), worker.metricThrottles()],
-          right: [worker.metricDuration({ statistic: 'p99' })],
+          title: 'Worker: how old the events are that it works on',
+          width: 8,
+          left: [worker.metric('IteratorAge', { ...metrics, statistic: 'Maximum', label: 'Iterator age' })],
+          leftYAxis: { label: 'ms', showUnits: false, min: 0 },
+        }),
+        new GraphWidget({
+          title: 'Worker: invocations',
+          width: 8,
+          left: [worker.metricInvocations(metrics), worker.metricErrors(metrics), worker.metricThrottles(metrics)],
+          leftYAxis: { label: 'count', showUnits: false, min: 0 },
+          right: [worker.metric('ConcurrentExecutions', { ...metrics, statistic: 'Maximum', label: 'At once' })],
+          rightYAxis: { label: 'at once', showUnits: false, min: 0 },
+        }),
+        new GraphWidget({
+          title: 'Worker: duration',
+          width: 8,
+          left: ['p50', 'p99', 'Maximum'].map((statistic) => worker.metricDuration({ ...metrics, statistic, label: statistic })),
+          leftYAxis: { label: 'ms', showUnits: false, min: 0 },
+          leftAnnotations: [{ value: timeout.toMilliseconds(), label: 'timeout' }],
         }),
       ],
     ],
   };
+}
+
+/** @throws one line about the first property that is not what Lambda takes */
+function checkProps({ giveUp, ...props }: LambdaWorkerProps): void {
+  checkInteger('expectedShards', props.expectedShards, 1);
+  checkInteger('parallelizationFactor', props.parallelizationFactor, 1, 10);
+  checkInteger('batchSize', props.batchSize, 1, 10_000);
+  checkDuration('maxBatchingWindow', props.maxBatchingWindow, 'seconds', 0, 300);
+  checkInteger('memorySize', props.memorySize, 128, 10_240);
+  checkDuration('timeout', props.timeout, 'seconds', 60, 900);
+  checkInteger('reservedConcurrentExecutions', props.reservedConcurrentExecutions, 1);
+  if (giveUp && giveUp.maxRecordAge === undefined && giveUp.retryAttempts === undefined) {
+    throw new Error('giveUp: neither maxRecordAge nor retryAttempts is given');
+  }
+  checkDuration('giveUp.maxRecordAge', giveUp?.maxRecordAge, 'seconds', 60, 7 * 24 * 60 * 60);
+  checkInteger('giveUp.retryAttempts', giveUp?.retryAttempts, 0, 10_000);
 }

@@ -29,6 +29,9 @@ pub enum Command {
     /// Looks at the leases of the stream's shards, or goes back in the stream.
     #[command(subcommand)]
     Leases(LeasesCommand),
+    /// Asks the worker that listens at ADMIN_LISTEN on this machine for its /health; exit code 0 says that it is well, 1
+    /// that it is not. For the health check of a container.
+    Health,
 }
 
 /// What can be done with leases.

@@ -74,26 +74,32 @@ fn from_base64<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D:
     BASE64.decode(text.as_ref()).map_err(|error| D::Error::custom(format!("the data of a record: {error}")))
 }
 
-/// Which records are to come again. Lambda goes on with the one of lowest sequence number, and those that follow it.
+/// Which records are to come again. Of a stream Lambda goes on with the one of lowest sequence number, and those that
+/// follow it; of a queue with just these.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Answer {
-    /// One for each shard with unsettled records: the first of them. None: all is settled.
+    /// One for each shard with unsettled records, the first of them; or one for each failed message. None: all is settled.
     pub batch_item_failures: Vec<Failure>,
 }
 
-/// A record that was not settled.
+/// A record that was not settled, or a message.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Failure {
-    /// Its sequence number.
+    /// Its sequence number, or the message's id.
     pub item_identifier: String,
 }
 
 impl Answer {
     /// This record is to come again, and what follows it in its shard.
     pub fn fail_from(&mut self, first: SequenceNumber) {
-        self.batch_item_failures.push(Failure { item_identifier: first.0 });
+        self.fail(first.0);
+    }
+
+    /// The message with this id is to come again.
+    pub fn fail(&mut self, item_identifier: String) {
+        self.batch_item_failures.push(Failure { item_identifier });
     }
 }
 

@@ -1,6 +1,7 @@
 //! The worker as a Lambda function: events as Lambda sends them, in paused time, and what it is answered.
 
 mod bootstrap;
+mod forward;
 mod promises;
 mod time;
 

@@ -9,5 +9,6 @@ mod harness;
 #[cfg(feature = "lambda")]
 mod lambda;
 mod process;
+mod replay;
 mod simulation;
 mod traps;

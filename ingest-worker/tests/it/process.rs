@@ -2,6 +2,7 @@
 
 mod configuration;
 mod crash;
+mod health;
 mod hostile;
 pub mod redrive;
 mod service;

@@ -21,6 +21,7 @@ use aws_sdk_kinesis::types::{self, RecordDistributionStrategy, StreamDescription
 use tokio::time::Instant;
 
 pub use name::StreamName;
+pub use publish::Writer;
 use reader::KinesisReader;
 pub use reader::arrival;
 
@@ -62,12 +63,7 @@ impl KinesisStream {
     /// still being created.
     pub async fn open(config: &SdkConfig, name_or_arn: &str) -> Result<Self, BackendError> {
         let address: StreamName = name_or_arn.parse()?;
-        let mut config = aws_sdk_kinesis::config::Builder::from(config);
-        if let Some(region) = address.region() {
-            config = config.region(Region::new(region.to_owned()));
-        }
-        let client = Client::from_conf(config.build());
-        let region: Arc<str> = client.config().region().map_or("unknown region", Region::as_ref).into();
+        let (client, region) = client(config, &address);
         let summary = describe(&client, &address, &region).await?;
         let arn = summary.stream_arn.as_str().into();
         let description = Arc::new(Mutex::new(Description::of(&summary)));
@@ -233,6 +229,17 @@ impl Description {
         let created_at = summary.stream_creation_timestamp.to_millis().unwrap_or(0);
         Self { retention: Duration::from_secs(3600 * hours), created_at, described_at: Instant::now() }
     }
+}
+
+/// A client for the stream, and the region that it asks: the ARN's before the one of `config`.
+fn client(config: &SdkConfig, address: &StreamName) -> (Client, Arc<str>) {
+    let mut config = aws_sdk_kinesis::config::Builder::from(config);
+    if let Some(region) = address.region() {
+        config = config.region(Region::new(region.to_owned()));
+    }
+    let client = Client::from_conf(config.build());
+    let region = client.config().region().map_or("unknown region", Region::as_ref).into();
+    (client, region)
 }
 
 /// Describes the stream, and refuses one that cannot be worked with.

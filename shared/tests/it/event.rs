@@ -69,6 +69,22 @@ fn golden() {
     assert!(text.lines().count() >= 60);
 }
 
+/// An archive of EventBridge adds the replay's name beside `detail`, and keeps all else.
+#[test]
+fn a_replay_is_the_identical_record() {
+    let mut replayed = 0;
+    for line in include_str!("golden/events.jsonl").lines() {
+        let case: Value = serde_json::from_str(line).unwrap();
+        let data = case["data"].as_str().unwrap();
+        if data.contains("\"detail-type\"") && data.starts_with('{') {
+            let replay = data.replacen('{', r#"{"replay-name":"after-the-outage","#, 1);
+            assert_eq!(outcome(&record(replay)), outcome(&record(data.to_owned())), "{}", case["name"]);
+            replayed += 1;
+        }
+    }
+    assert!(replayed >= 30, "{replayed}");
+}
+
 #[test]
 fn bytes_that_are_not_text() {
     assert_eq!(outcome(&record(&b"\xff\xfe{}"[..])), Err(Reason::InvalidUtf8));

@@ -13,7 +13,6 @@ import {
 import { CreateBucketCommand, PutObjectCommand, S3Client } from '@aws-sdk/client-s3';
 import { PutParameterCommand, SSMClient } from '@aws-sdk/client-ssm';
 import { App, Stack } from 'aws-cdk-lib';
-import { Code } from 'aws-cdk-lib/aws-lambda';
 
 import { RustCode } from '../../../src';
 import { Cloud, REGION } from './cloud';
@@ -43,7 +42,7 @@ export function synthesise(name: string, fill: (stack: Stack, code: RustCode) =>
     writeFileSync(zip, EMPTY_ZIP);
     const app = new App({ outdir: join(directory, 'out'), postCliContext: { 'aws:cdk:bundling-stacks': [] } });
     const stack = new Stack(app, name);
-    fill(stack, { code: Code.fromAsset(zip) });
+    fill(stack, { path: zip });
     const { directory: out } = app.synth();
     const template = JSON.parse(readFileSync(join(out, `${name}.template.json`), 'utf8'));
     const { files } = JSON.parse(readFileSync(join(out, `${name}.assets.json`), 'utf8'));

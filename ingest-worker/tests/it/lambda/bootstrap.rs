@@ -26,30 +26,30 @@ use crate::process::{Amberflo, KEY, PATIENCE, eventually, run, text};
 
 const API: &str = "/2018-06-01/runtime";
 /// No time in which `bootstrap` must be ready is asserted, but an invocation ends before its deadline.
-const LIMIT: Duration = Duration::from_secs(60);
+pub const LIMIT: Duration = Duration::from_secs(60);
 
 /// What `bootstrap` made of an event.
 #[derive(Debug, PartialEq)]
-enum Made {
+pub enum Made {
     Answer(Value),
     Error(String),
 }
 
 /// Hands out events one by one, and takes what is made of them.
-struct RuntimeApi {
-    address: String,
-    events: mpsc::Sender<(Value, Duration)>,
+pub struct RuntimeApi {
+    pub address: String,
+    events: mpsc::Sender<(String, Duration)>,
     made: mpsc::Receiver<Made>,
 }
 
 #[derive(Clone)]
 struct Api {
-    events: Arc<Mutex<mpsc::Receiver<(Value, Duration)>>>,
+    events: Arc<Mutex<mpsc::Receiver<(String, Duration)>>>,
     made: mpsc::Sender<Made>,
 }
 
 impl RuntimeApi {
-    async fn start() -> Self {
+    pub async fn start() -> Self {
         let (events, waiting) = mpsc::channel(8);
         let (sender, made) = mpsc::channel(8);
         let api = Api { events: Arc::new(Mutex::new(waiting)), made: sender };
@@ -63,8 +63,12 @@ impl RuntimeApi {
         Self { address, events, made }
     }
 
-    async fn invoke(&mut self, records: &[Value], limit: Duration) -> Made {
-        self.events.send((json!({ "Records": records }), limit)).await.unwrap();
+    pub async fn invoke(&mut self, records: &[Value], limit: Duration) -> Made {
+        self.invoke_with(&json!({ "Records": records }).to_string(), limit).await
+    }
+
+    pub async fn invoke_with(&mut self, payload: &str, limit: Duration) -> Made {
+        self.events.send((payload.to_owned(), limit)).await.unwrap();
         timeout(PATIENCE, self.made.recv()).await.expect("no answer").unwrap()
     }
 }
@@ -78,7 +82,7 @@ async fn next(State(api): State<Api>) -> impl IntoResponse {
         ("lambda-runtime-invoked-function-arn", "arn:aws:lambda:us-east-1:123456789012:function:ingest".to_owned()),
         ("lambda-runtime-trace-id", "Root=1-5bef4de7-ad49b0e87f6ef6c87fc2e700".to_owned()),
     ];
-    (headers.map(|(name, value)| (HeaderName::from_static(name), value)), event.to_string())
+    (headers.map(|(name, value)| (HeaderName::from_static(name), value)), event)
 }
 
 async fn outcome(State(api): State<Api>, UrlPath((_, outcome)): UrlPath<(String, String)>, body: Bytes) -> StatusCode {
@@ -91,21 +95,22 @@ async fn outcome(State(api): State<Api>, UrlPath((_, outcome)): UrlPath<(String,
 }
 
 /// Everything around one function.
-struct Cloud {
-    runtime: RuntimeApi,
+pub struct Cloud {
+    pub runtime: RuntimeApi,
     kinesis: CannedKinesis,
     moto: Moto,
     queue: String,
     dir: TempDir,
 }
 
-struct Bootstrap {
+/// The program at work.
+pub struct Bootstrap {
     child: Child,
     log: std::path::PathBuf,
 }
 
 impl Cloud {
-    async fn start(suite: &str) -> Option<Self> {
+    pub async fn start(suite: &str) -> Option<Self> {
         let moto = match Moto::start().await {
             Ok(moto) => moto,
             Err(reason) => {
@@ -124,32 +129,31 @@ impl Cloud {
         })
     }
 
-    fn command(&self, amberflo: &str) -> Command {
-        let mut command = command(self.dir.path());
+    pub fn command(&self, amberflo: &str) -> Command {
+        let mut command = command(self.dir.path(), &self.runtime);
         command
             .envs(emulators::environment(&self.kinesis.url, &self.moto.url))
-            .env("AWS_LAMBDA_RUNTIME_API", &self.runtime.address)
-            .env("AWS_LAMBDA_FUNCTION_NAME", "ingest")
-            .env("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "256")
-            .env("AWS_LAMBDA_FUNCTION_VERSION", "$LATEST")
             .env("AMBERFLO_BASE_URL", amberflo)
             .env("API_KEY_SECRET_NAME", "amberflo")
             .env("API_KEY_SECRET_ID", "ApiKey")
             .env("DEAD_LETTER_QUEUE", &self.queue)
-            .env("RATE_REQUESTS_PER_SECOND", "0")
-            .env("LOG_FORMAT", "json");
+            .env("RATE_REQUESTS_PER_SECOND", "0");
         command
     }
 
-    fn spawn(&self, command: &mut Command) -> Bootstrap {
-        let log = self.dir.path().join("log");
-        let child = command.stderr(std::fs::File::create(&log).unwrap()).spawn().unwrap();
-        Bootstrap { child, log }
+    pub fn spawn(&self, command: &mut Command) -> Bootstrap {
+        Bootstrap::spawn(command, self.dir.path())
     }
 }
 
 impl Bootstrap {
-    fn logs(&self) -> Vec<Value> {
+    pub fn spawn(command: &mut Command, dir: &Path) -> Self {
+        let log = dir.join("log");
+        let child = command.stderr(std::fs::File::create(&log).unwrap()).spawn().unwrap();
+        Self { child, log }
+    }
+
+    pub fn logs(&self) -> Vec<Value> {
         let logs = text(&std::fs::read(&self.log).unwrap());
         assert!(!logs.contains(KEY), "the API key is in the logs");
         logs.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"))).collect()
@@ -161,14 +165,20 @@ impl Bootstrap {
     }
 }
 
-/// The command with nothing of the developer's environment.
-fn command(dir: &Path) -> Command {
+/// The command with what Lambda sets, and nothing of the developer's environment.
+pub fn command(dir: &Path, runtime: &RuntimeApi) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bootstrap"));
     command.env_clear().current_dir(dir).stdin(Stdio::null()).kill_on_drop(true);
     command
+        .env("AWS_LAMBDA_RUNTIME_API", &runtime.address)
+        .env("AWS_LAMBDA_FUNCTION_NAME", "ingest")
+        .env("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "256")
+        .env("AWS_LAMBDA_FUNCTION_VERSION", "$LATEST")
+        .env("LOG_FORMAT", "json");
+    command
 }
 
-fn failures(made: &Made) -> Vec<&str> {
+pub fn failures(made: &Made) -> Vec<&str> {
     let Made::Answer(answer) = made else { panic!("{made:?}") };
     let failures = answer["batchItemFailures"].as_array().unwrap();
     failures.iter().map(|failure| failure["itemIdentifier"].as_str().unwrap()).collect()
@@ -266,6 +276,7 @@ async fn settings_that_cannot_work_are_one_line_and_exit_code_2() {
         ("API_KEY_SECRET_ID", Some("none"), "API_KEY_SECRET_ID"),
         ("AWS_LAMBDA_RUNTIME_API", None, "AWS_LAMBDA_RUNTIME_API"),
         ("BATCH_MAX_EVENTS", Some("0"), "whole number from 1"),
+        ("_HANDLER", Some("index.handler"), "deliver (or bootstrap, which is the same) or forward"),
     ] {
         let mut command = cloud.command("http://127.0.0.1:9");
         command.env("STREAM", "kinesis:events");

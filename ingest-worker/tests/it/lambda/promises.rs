@@ -120,6 +120,21 @@ async fn copies_in_one_event_are_dropped_and_other_contents_are_a_conflict() {
     assert_eq!(letters.iter().map(|letter| letter.reason.as_str()).collect::<Vec<_>>(), ["conflict"]);
 }
 
+/// An archive of EventBridge keeps id and time of an event, and adds the replay's name.
+#[tokio::test(start_paused = true)]
+async fn a_replay_of_an_archive_is_the_identical_record() {
+    let world = World::new(1);
+    let lambda = Sandbox::start(&world, Options::default()).await;
+    let event = envelope(crate::harness::usage("tenant", 7), "2026-01-01T00:00:00Z");
+    let replayed = event.replacen('{', r#"{"replay-name":"after-the-outage","#, 1);
+    assert_eq!(lambda.invoke(&[record_in(SHARD, 1, event)]).await, NONE);
+    assert_eq!(lambda.invoke(&[record_in(SHARD, 2, replayed)]).await, NONE);
+    world.assert_billed_once(1);
+    let sent = world.wire.sent();
+    assert_eq!((sent.len(), world.sandbox.ledger().absorbed_copies), (2, 1));
+    assert_eq!(sent[0].gzipped, sent[1].gzipped, "byte for byte");
+}
+
 /// The window ends with the invocation. With the producer's own time the copy is the same record.
 #[tokio::test(start_paused = true)]
 async fn a_copy_in_a_later_event_is_sent_again_and_absorbed() {

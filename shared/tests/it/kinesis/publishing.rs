@@ -1,8 +1,12 @@
 //! PutRecords: its limits, and records that are refused.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use serde_json::{Value, json};
+use shared::backend::kinesis::Writer;
 use shared::backend::{BackendError, NewRecord, Stream as _};
+use tokio::time::Instant;
 
 use super::canned::{Answer, Call, Canned};
 
@@ -142,4 +146,33 @@ async fn an_answer_that_leaves_records_out_is_no_success() {
     let results = json!([{"SequenceNumber": "1", "ShardId": "shardId-000000000000"}]);
     canned.plan("PutRecords", vec![Answer::Json(json!({"FailedRecordCount": 0, "Records": results}))]);
     assert!(matches!(canned.open().await.publish(numbered(2)).await, Err(BackendError::Unavailable(_))));
+}
+
+/// Who may only put records is asked for nothing else, and told of each record.
+#[tokio::test(start_paused = true)]
+async fn a_writer_gives_every_record_its_turn_before_one_has_a_second() {
+    let canned = Canned::new();
+    canned.on("PutRecords", |body| match keys(body) {
+        keys if keys == ["large"] => Answer::Error("ValidationException"),
+        _ => answer(body, |key| !key.starts_with("hot")),
+    });
+    let writer = Writer::new(&canned.config(), "events".parse().unwrap());
+    let mut records = numbered(600);
+    records[1].partition_key = "hot-1".to_owned();
+    records[2] = record("large", 1 << 20);
+    records[599].partition_key = "hot-2".to_owned();
+    let started = Instant::now();
+    let results = writer.put_until(records, started + Duration::from_secs(30)).await;
+    assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
+    let failed: Vec<_> = (0..).zip(&results).filter_map(|(n, result)| Some((n, result.as_ref().err()?))).collect();
+    assert_eq!(failed.iter().map(|(n, _)| *n).collect::<Vec<_>>(), [1, 2, 599]);
+    let is_misconfigured = |error: &BackendError| matches!(error, BackendError::Misconfigured(_));
+    assert_eq!(failed.iter().map(|(_, error)| is_misconfigured(error)).collect::<Vec<_>>(), [false, true, false]);
+    assert!(failed[0].1.to_string().contains("Rate exceeded"), "{}", failed[0].1);
+    let calls = put(&canned);
+    let sizes: Vec<_> = calls.iter().map(|call| keys(&call.body).len()).collect();
+    assert_eq!(sizes[..3], [2, 1, 500], "a large record goes alone");
+    assert_eq!(sizes[3..5], [97, 2], "then only what was refused");
+    assert!((5..40).contains(&sizes.len()), "{sizes:?}");
+    assert!(canned.calls("DescribeStreamSummary").is_empty());
 }
