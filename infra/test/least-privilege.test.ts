@@ -29,8 +29,8 @@ const FORWARDER = {
 };
 // Lambda wants all of these of a role before it reads a stream for it.
 const LAMBDA_READS = [
-  'kinesis:DescribeStream', 'kinesis:DescribeStreamConsumer', 'kinesis:DescribeStreamSummary', 'kinesis:GetRecords',
-  'kinesis:GetShardIterator', 'kinesis:ListShards', 'kinesis:ListStreams', 'kinesis:SubscribeToShard',
+  'kinesis:DescribeStream', 'kinesis:DescribeStreamSummary', 'kinesis:GetRecords', 'kinesis:GetShardIterator', 'kinesis:ListShards',
+  'kinesis:SubscribeToShard',
 ];
 const EVENT_BRIDGE = { Stream: ['kinesis:ListShards', ...PUT] };
 const INGEST = { bus: ['events:PutEvents'] };
