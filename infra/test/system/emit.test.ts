@@ -6,9 +6,9 @@ import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 
 import { Entry } from './support/bus';
-import { Generation, USAGE } from './support/event-managers';
 import { Fault, FaultyBus, LocalBus } from './support/local-bus';
 import { eventually, PATIENCE_MS } from './support/process';
+import { Generation, USAGE } from './support/sbt';
 import { build, missing, ROOT, TOOLS } from './support/tools';
 
 const EXAMPLES = join(ROOT, 'infra', 'examples', 'emit');
