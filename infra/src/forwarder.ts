@@ -104,7 +104,7 @@ export class Forwarder extends Construct {
       principal: 'events.amazonaws.com',
       sourceArn: rules,
     });
-    rule.addDependency(permission);
+    rule.node.addDependency(permission);
   }
 }
 
