@@ -27,10 +27,9 @@ const FORWARDER = {
   'Forwarder/Undelivered': ['sqs:ChangeMessageVisibility', 'sqs:DeleteMessage', 'sqs:GetQueueAttributes', 'sqs:GetQueueUrl', 'sqs:ReceiveMessage', 'sqs:SendMessage'],
   Stream: PUT,
 };
-// Lambda wants all of these of a role before it reads a stream for it.
+// What Lambda wants of a role before it reads a stream for it without enhanced fan-out.
 const LAMBDA_READS = [
-  'kinesis:DescribeStream', 'kinesis:DescribeStreamConsumer', 'kinesis:DescribeStreamSummary', 'kinesis:GetRecords',
-  'kinesis:GetShardIterator', 'kinesis:ListShards', 'kinesis:ListStreams', 'kinesis:SubscribeToShard',
+  'kinesis:DescribeStream', 'kinesis:DescribeStreamSummary', 'kinesis:GetRecords', 'kinesis:GetShardIterator', 'kinesis:ListShards',
 ];
 const EVENT_BRIDGE = { Stream: ['kinesis:ListShards', ...PUT] };
 const INGEST = { bus: ['events:PutEvents'] };
