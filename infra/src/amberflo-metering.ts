@@ -207,7 +207,7 @@ export class AmberfloMetering extends Construct implements IMetering {
     }
     this.#checkDetached();
     this.#attached = 'forwarder';
-    this.#forwarder?.receiveFromTargetOf(rule.rule);
+    this.#forwarder?.serve(rule.rule);
     this.#onRule(invoker);
   }
 

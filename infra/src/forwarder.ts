@@ -89,13 +89,22 @@ export class Forwarder extends Construct {
   }
 
   /**
-   * What EventBridge cannot bring to the function lies in the queue, too: SBT gives its target no such queue. The rule may be
-   * of a stack that refers to this one, so that the queue cannot name it: rules of this account and region may send.
+   * SBT has made the function the target of its rule: what EventBridge cannot bring there lies in the queue, too, and
+   * EventBridge may invoke the function before the rule points at it, because it does not try again what it is not permitted
+   * to do. SBT cares for neither. The rule may be of a stack that refers to this one, which cannot name it: all rules of this
+   * account and region may.
    */
-  receiveFromTargetOf(rule: CfnRule): void {
-    rule.addPropertyOverride('Targets.0.DeadLetterConfig', { Arn: this.undelivered.queueArn });
+  serve(rule: CfnRule): void {
     const rules = Stack.of(this).formatArn({ service: 'events', resource: 'rule', resourceName: '*' });
+    rule.addPropertyOverride('Targets.0.DeadLetterConfig', { Arn: this.undelivered.queueArn });
     receiveFrom(this.undelivered, { ArnLike: { 'aws:SourceArn': rules } });
+    const permission = new lambda.CfnPermission(this, 'AllowRules', {
+      functionName: this.function.functionArn,
+      action: 'lambda:InvokeFunction',
+      principal: 'events.amazonaws.com',
+      sourceArn: rules,
+    });
+    rule.addDependency(permission);
   }
 }
 

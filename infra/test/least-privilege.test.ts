@@ -27,9 +27,10 @@ const FORWARDER = {
   'Forwarder/Undelivered': ['sqs:ChangeMessageVisibility', 'sqs:DeleteMessage', 'sqs:GetQueueAttributes', 'sqs:GetQueueUrl', 'sqs:ReceiveMessage', 'sqs:SendMessage'],
   Stream: PUT,
 };
-// What Lambda wants of a role before it reads a stream for it without enhanced fan-out.
+// Lambda wants all of these of a role before it reads a stream for it.
 const LAMBDA_READS = [
   'kinesis:DescribeStream', 'kinesis:DescribeStreamSummary', 'kinesis:GetRecords', 'kinesis:GetShardIterator', 'kinesis:ListShards',
+  'kinesis:SubscribeToShard',
 ];
 const EVENT_BRIDGE = { Stream: ['kinesis:ListShards', ...PUT] };
 const INGEST = { bus: ['events:PutEvents'] };

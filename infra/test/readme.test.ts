@@ -113,7 +113,7 @@ describe('tables', () => {
       if (name.endsWith('/Old')) {
         assert.equal(Threshold, 3 * 24 * 3600);
       }
-      if (name.endsWith('IteratorAge')) {
+      if (name.endsWith('Late')) {
         assert.equal(Threshold, 15 * 60 * 1000);
       }
       if (name.endsWith('Memory')) {
@@ -248,21 +248,20 @@ describe('migration', () => {
     assert.equal(idOf(beside, RULE), idOf(turn, RULE));
     const [from, to] = [beside, turn].map((step) => ({ ...rule(step), Targets: rule(step).Targets.map(({ Id }: any) => Id) }));
     assert.deepEqual(from, to);
+    assert.equal(idOf(turn, 'Metering/Forwarder/Undelivered/Resource'), rule(turn).Targets[0].DeadLetterConfig.Arn['Fn::GetAtt'][0]);
     assert.deepEqual(Object.keys(rule(beside).Targets[0]).sort(), ['Arn', 'Id'], 'no queue for what EventBridge gives up');
   });
 
   test('EventBridge may invoke either function before the rule points at it', () => {
     const { beside, turn } = steps;
-    const permissions = (step: Synthesised): [string, any][] =>
-      ['AmberfloMetering/Service/Migration', 'Metering/Forwarder/Forward/Function/Migration'].map((path) => {
-        const id = idOf(step, path);
-        return [id, step.template.Resources[id]];
-      });
-    assert.deepEqual(permissions(beside), permissions(turn), 'the deployment that turns does not touch them');
-    for (const [id, permission] of permissions(beside)) {
+    const [old, ours] = [idOf(turn, 'AmberfloMetering/Service/Migration'), idOf(turn, 'Metering/Forwarder/AllowRules')];
+    for (const id of [old, ours]) {
+      const permission = turn.template.Resources[id];
       assert.ok(!JSON.stringify(permission).includes(idOf(beside, RULE)), `${id} waits for the rule`);
       assert.match(JSON.stringify(permission.Properties.SourceArn), /:rule\/\*/);
     }
+    assert.deepEqual(beside.template.Resources[old], turn.template.Resources[old], 'the deployment that turns does not touch it');
+    assert.deepEqual(turn.template.Resources[idOf(turn, RULE)].DependsOn, [ours], 'the rule waits for ours');
     const [sbts] = Object.entries<any>(turn.template.Resources).filter(
       ([, { Type, Properties }]) => Type === 'AWS::Lambda::Permission' && JSON.stringify(Properties.SourceArn).includes(idOf(turn, RULE)),
     );
@@ -274,9 +273,10 @@ describe('migration', () => {
       Object.entries<any>(template.Resources)
         .filter(([id, { Type }]) => id.startsWith('Metering') && ['AWS::SQS::Queue', 'AWS::Kinesis::Stream'].includes(Type))
         .sort(([one], [other]) => one.localeCompare(other));
-    assert.equal(holds(steps.beside).length, 4);
-    assert.deepEqual(holds(steps.turn), holds(steps.beside));
-    assert.deepEqual(holds(steps.attach), holds(steps.beside));
+    const undelivered = idOf(steps.turn, 'Metering/Forwarder/Undelivered/Resource');
+    assert.equal(holds(steps.turn).length, 4);
+    assert.deepEqual(holds(steps.beside), holds(steps.turn).filter(([id]) => id !== undelivered));
+    assert.deepEqual(holds(steps.attach), holds(steps.turn));
   });
 
   test('afterwards the stream is the target, and what the forwarder still holds keeps its function', () => {

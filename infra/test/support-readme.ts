@@ -143,11 +143,11 @@ export function compileSnippets(): string {
   return directory;
 }
 
-/** The fourth step of the migration: after the third, the original and the loop are gone. */
+/** The fourth step of the migration: after the third, the original and its permission are gone. */
 function withoutOld(source: string): string {
   return source
     .replace(/^.*new OriginalMetering.*$/m, '')
-    .replace(/^\s*for \(const side of.*?^\s*\}\n/ms, '')
+    .replace(/^\s*old\.ingestUsageEventFunction.*?^\s*\}\);\n/ms, '')
     .replace(/^import .*'sbt-aws-amberflo';$/m, '')
     .replace(/^import \* as iam.*$/m, '');
 }

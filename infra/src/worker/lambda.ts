@@ -93,6 +93,7 @@ export function lambdaWorker(scope: Construct, context: WorkerContext, props: La
     reservedConcurrentExecutions: props.reservedConcurrentExecutions,
   });
   grantWorker(worker, context);
+  // What Lambda asks for, to read a stream for a function.
   stream.grant(
     worker,
     'kinesis:DescribeStream',
@@ -100,6 +101,7 @@ export function lambdaWorker(scope: Construct, context: WorkerContext, props: La
     'kinesis:ListShards',
     'kinesis:GetShardIterator',
     'kinesis:GetRecords',
+    'kinesis:SubscribeToShard',
   );
   stream.encryptionKey?.grantDecrypt(worker);
   const { giveUp } = props;

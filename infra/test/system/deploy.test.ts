@@ -8,7 +8,6 @@ import { Topic } from 'aws-cdk-lib/aws-sns';
 
 import { AmberfloMetering, AmberfloMeteringProps, WorkerCompute } from '../../src';
 import { Cloud, noCloud } from './support/cloud';
-import { eventManager, Generation } from './support/event-managers';
 import {
   assertAlarms,
   assertDashboard,
@@ -21,6 +20,7 @@ import {
   expected,
   inventory,
 } from './support/inventory';
+import { eventManager, Generation } from './support/sbt';
 import { deploy, destroy, outputs, synthesise } from './support/stack';
 import { ResolvedTemplate } from './support/template';
 

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
 
 import { noCloud } from './support/cloud';
-import { request } from './support/control-plane-api';
+import { request } from './support/gateway';
 import { redrive } from './support/mappings';
 import { Setup, System } from './support/system';
 import { build } from './support/tools';
@@ -90,6 +90,10 @@ function bills(setup: Setup): void {
     const [first, second] = [await system.emit(event), await system.emit(event)];
     assert.notEqual(first.id, second.id, 'to EventBridge they are two');
     await assertBilled(1);
+    if (setup.worker === 'program') {
+      // Both were on the same shard, whose worker knew the second for a copy.
+      assert.equal((await system.amberflo.ledger()).absorbed_copies, 0);
+    }
   });
 
   test('a replay of an archive changes nothing', async () => {
@@ -145,6 +149,17 @@ function bills(setup: Setup): void {
     assert.deepEqual(await system.undelivered(), []);
     await assertBilled(1);
   });
+
+  if (setup.worker === 'function') {
+    test('an outage of Amberflo delays, and loses nothing', async () => {
+      await system.amberflo.fail(true);
+      await system.emit(usage('during-an-outage'));
+      assert.equal(await system.mapping?.poll(), 1);
+      await system.amberflo.fail(false);
+      // It comes again, because the mapping asks the function what has failed.
+      await assertBilled(1);
+    });
+  }
 
   test('POST /ingest puts events that the rule takes', async () => {
     const controlApi = await system.controlApi();

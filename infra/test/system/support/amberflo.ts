@@ -51,6 +51,15 @@ export class Amberflo {
     return this.#get(`/sandbox/events?limit=10000${uniqueId === undefined ? '' : `&uniqueId=${encodeURIComponent(uniqueId)}`}`);
   }
 
+  /** Has every request for ingestion fail, or none. */
+  async fail(always: boolean): Promise<void> {
+    const faults = always ? { fail_before: { rate: 1 } } : {};
+    const answer = await fetch(`${this.url}/sandbox/faults`, { method: 'PUT', body: JSON.stringify(faults), signal: AbortSignal.timeout(PATIENCE_MS) });
+    if (!answer.ok) {
+      throw new Error(`faults: ${answer.status} ${await answer.text()}`);
+    }
+  }
+
   async #get<T>(path: string): Promise<T> {
     const answer = await fetch(this.url + path, { signal: AbortSignal.timeout(PATIENCE_MS) });
     if (!answer.ok) {

@@ -6,11 +6,10 @@ import { AmberfloMetering, WorkerCompute } from '../../../src';
 import { Amberflo, API_KEY } from './amberflo';
 import { Bus, Envelope } from './bus';
 import { Cloud } from './cloud';
-import { ControlPlaneApi } from './control-plane-api';
-import { eventManager, Generation, invokeForwarder, USAGE } from './event-managers';
 import { RunningFunction } from './function';
 import { recordsOnStream, StreamMapping } from './mappings';
 import { eventually, freePort, PATIENCE_MS, Program } from './process';
+import { controlPlane, eventManager, Generation, USAGE } from './sbt';
 import { deploy, synthesise } from './stack';
 import { ResolvedTemplate } from './template';
 import { binary } from './tools';
@@ -40,6 +39,8 @@ export class System {
   stack!: ResolvedTemplate;
   bus!: Bus;
   forwarder!: RunningFunction;
+  /** What invokes the worker, where that is a function. */
+  mapping?: StreamMapping;
 
   private constructor(setup: Setup) {
     this.#setup = setup;
@@ -82,10 +83,7 @@ export class System {
         forwarderCode: code,
         worker: WorkerCompute.lambda({ code }),
       });
-      if (by === 'forwarder') {
-        invokeForwarder(stack, manager, metering);
-      }
-      new ControlPlaneApi(stack, 'ControlPlaneApi', metering);
+      controlPlane(stack, manager, metering);
     });
   }
 
@@ -136,7 +134,7 @@ export class System {
 
   /** The worker function behind its mapping. */
   async #workerFunction(): Promise<Settle> {
-    const mapping = new StreamMapping(this.cloud, this.stack, await this.#function(/IngestWorker/, 'bootstrap'));
+    const mapping = (this.mapping = new StreamMapping(this.cloud, this.stack, await this.#function(/IngestWorker/, 'bootstrap')));
     return async (records) => {
       await eventually(`${records} records to be settled`, async () => {
         await mapping.poll();

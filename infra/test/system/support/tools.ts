@@ -16,7 +16,7 @@ const BUILT_BY = {
 } as const;
 
 /** Where the programs lie: in BIN_DIR if that is set, otherwise in cargo's directory for debug builds. */
-const BINARIES = process.env.BIN_DIR ?? join(process.env.CARGO_TARGET_DIR ?? join(ROOT, 'target'), 'debug');
+const BINARIES = process.env.BIN_DIR ?? resolve(ROOT, process.env.CARGO_TARGET_DIR ?? 'target', 'debug');
 
 /** One of this repository's programs. */
 export function binary(name: keyof typeof BUILT_BY): string {
