@@ -10,7 +10,7 @@ import * as kms from 'aws-cdk-lib/aws-kms';
 import { Topic } from 'aws-cdk-lib/aws-sns';
 
 import { AmberfloMeteringProps } from '../src';
-import { PACKAGE, RECOMMENDED_FLAGS, Synthesised, temporaryDirectory } from './support';
+import { PACKAGE, RECOMMENDED_FLAGS, skipUnless, Synthesised, temporaryDirectory } from './support';
 import { Layout, layouts, synthesise } from './support-layouts';
 import { isOurs } from './support-resources';
 
@@ -18,8 +18,9 @@ const CFN_LINT = join(PACKAGE, '..', 'target', 'tools', 'cfn-lint', 'bin', 'cfn-
 // CDK makes a function depend on its role, which it refers to anyway.
 const IGNORED = ['W3005'];
 const TIMEOUT = 180_000;
+const skip = skipUnless(existsSync(CFN_LINT), 'infra: cfn-lint', 'it is not installed: run infra/setup.sh');
 
-test('cfn-lint has nothing to say of our resources', { timeout: TIMEOUT, skip: unavailable() }, async () => {
+test('cfn-lint has nothing to say of our resources', { timeout: TIMEOUT, skip }, async () => {
   const apps = new Map<string, Synthesised>();
   const every = (stack: Stack): AmberfloMeteringProps => ({
     archive: Duration.days(30),
@@ -40,7 +41,7 @@ test('cfn-lint has nothing to say of our resources', { timeout: TIMEOUT, skip: u
   assert.deepEqual(findings.filter(({ ours }) => ours).map(({ text }) => text), []);
 });
 
-test('cfn-lint finds what is wrong with ours', { timeout: TIMEOUT, skip: unavailable() }, async () => {
+test('cfn-lint finds what is wrong with ours', { timeout: TIMEOUT, skip }, async () => {
   const app = synthesise({ sbt: 'main', way: 'attachTo', stacks: 'one stack', compute: 'lambda' });
   const stream = app.one('AWS::Kinesis::Stream');
   app.templates[stream.stack].Resources[stream.logicalId].Properties.RetentionPeriodHours = 9000;
@@ -77,9 +78,4 @@ async function lint(apps: Map<string, Synthesised>): Promise<Finding[]> {
       text: `${Level} ${Rule.Id} ${Filename.slice(directory.length + 1)}: ${(Location.Path ?? []).join('/')}: ${Message}`,
     };
   });
-}
-
-/** Why it cannot run, if so. */
-function unavailable(): string | false {
-  return !existsSync(CFN_LINT) && process.env.CI !== 'true' && 'cfn-lint is not installed: run infra/setup.sh';
 }

@@ -136,14 +136,16 @@ describe('a key of your own', () => {
     ];
     for (const make of keys) {
       // As the key of stream and queues too: the stacks must not need each other.
-      const { app } = synthesise((stack) => {
-        const key = make(stack);
-        return { secretEncryptionKey: key, encryptionKey: key };
-      });
-      const arn = app.all('AWS::KMS::Key').map((key) => attribute(key, 'Arn'))[0] ?? imported;
-      for (const name of ['Ingest/Worker/Role', 'ControlApi/Admin/Role']) {
-        const role = app.one('AWS::IAM::Role', ({ path }) => path.includes(name));
-        assert.ok(permissions(app, role)[arn].includes('kms:Decrypt'), name);
+      for (const alsoOfStream of [false, true]) {
+        const { app } = synthesise((stack) => {
+          const key = make(stack);
+          return { secretEncryptionKey: key, encryptionKey: alsoOfStream ? key : undefined };
+        });
+        const arn = app.all('AWS::KMS::Key').map((key) => attribute(key, 'Arn'))[0] ?? imported;
+        for (const name of ['Ingest/Worker/Role', 'ControlApi/Admin/Role']) {
+          const role = app.one('AWS::IAM::Role', ({ path }) => path.includes(name));
+          assert.ok(permissions(app, role)[arn]?.includes('kms:Decrypt'), name);
+        }
       }
     }
   });

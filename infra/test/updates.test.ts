@@ -37,7 +37,7 @@ test('an update of the package replaces nothing that holds usage', () => {
 });
 
 function statefulOf(way: 'eventManager' | 'attachTo' | 'forwarder', stacks: 'one stack' | 'two stacks', compute: 'lambda' | 'fargate'): Record<string, string[]> {
-  const app = synthesise({ sbt: '0.5.25', way, stacks, compute });
+  const app = synthesise({ sbt: 'main', way, stacks, compute });
   const ours = app.resources.filter(({ type, path }) => STATEFUL.includes(type) && path.startsWith('AmberfloMetering'));
   const byStack: Record<string, string[]> = {};
   for (const { stack, logicalId } of ours) {
