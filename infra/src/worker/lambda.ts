@@ -105,7 +105,7 @@ export function lambdaWorker(scope: Construct, context: WorkerContext, props: La
   );
   stream.encryptionKey?.grantDecrypt(worker);
   const { giveUp } = props;
-  new lambda.EventSourceMapping(scope, 'Mapping', {
+  const mapping = new lambda.EventSourceMapping(scope, 'Mapping', {
     target: worker,
     eventSourceArn: stream.streamArn,
     ...(props.startAt instanceof Date
@@ -124,6 +124,14 @@ export function lambdaWorker(scope: Construct, context: WorkerContext, props: La
       onFailure: new S3OnFailureDestination(giveUp.bucket),
     }),
   });
+  // Said although it is the default: an update that only leaves a limit out may leave it in force, and records with no
+  // destination any more would be lost. CDK has no word for it.
+  const { maxRecordAge, retryAttempts } = giveUp ?? {};
+  for (const [name, limit] of Object.entries({ MaximumRecordAgeInSeconds: maxRecordAge, MaximumRetryAttempts: retryAttempts })) {
+    if (limit === undefined) {
+      (mapping.node.defaultChild as lambda.CfnEventSourceMapping).addPropertyOverride(name, -1);
+    }
+  }
   addLagAlarms(scope, context, worker.metric('IteratorAge', { statistic: 'Maximum', period: PERIOD }));
   addAlarm(scope, 'Throttles', common, {
     metric: worker.metricThrottles({ period: PERIOD }),
