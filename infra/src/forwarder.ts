@@ -1,4 +1,4 @@
-import { Annotations, CfnOutput, Duration, Fn, Stack } from 'aws-cdk-lib';
+import { Annotations, CfnOutput, CfnResource, Duration, Fn, Stack } from 'aws-cdk-lib';
 import { Metric } from 'aws-cdk-lib/aws-cloudwatch';
 import * as targets from 'aws-cdk-lib/aws-events-targets';
 import { CfnRule, IRule, RuleTargetConfig } from 'aws-cdk-lib/aws-events';
@@ -91,20 +91,19 @@ export class Forwarder extends Construct {
   /**
    * SBT has made the function the target of its rule: what EventBridge cannot bring there lies in the queue, too, and
    * EventBridge may invoke the function before the rule points at it, because it does not try again what it is not permitted
-   * to do. SBT cares for neither. The rule may be of a stack that refers to this one, which cannot name it: all rules of this
-   * account and region may.
+   * to do. SBT cares for neither.
    */
   serve(rule: CfnRule): void {
-    const rules = Stack.of(this).formatArn({ service: 'events', resource: 'rule', resourceName: '*' });
     rule.addPropertyOverride('Targets.0.DeadLetterConfig', { Arn: this.undelivered.queueArn });
-    receiveFrom(this.undelivered, { ArnLike: { 'aws:SourceArn': rules } });
     const permission = new lambda.CfnPermission(this, 'AllowRules', {
       functionName: this.function.functionArn,
       action: 'lambda:InvokeFunction',
       principal: 'events.amazonaws.com',
-      sourceArn: rules,
+      sourceArn: allRules(this),
     });
-    rule.addDependency(permission);
+    for (const needed of [permission, receiveFromRules(this.undelivered), ...invokeConfigs(this.function)]) {
+      rule.addDependency(needed);
+    }
   }
 }
 
@@ -130,19 +129,43 @@ export class StreamTarget extends targets.KinesisStream {
   }
 
   public override bind(rule: IRule, id?: string): RuleTargetConfig {
-    receiveFrom(this.#undelivered, { ArnEquals: { 'aws:SourceArn': rule.ruleArn } });
+    const queuePolicy = receiveFromRules(this.#undelivered);
     this.#onRule(rule as IRule & Construct);
     const config = super.bind(rule, id);
-    suppressNagOfKey(config.role as iam.Role, this.#common);
+    const role = config.role as iam.Role;
+    suppressNagOfKey(role, this.#common);
+    // EventBridge does not try again what it is not permitted to do: whatever permits it is there before the rule is.
+    const needed = [queuePolicy, role.node.tryFindChild('DefaultPolicy')?.node.defaultChild];
+    for (const resource of needed.filter(CfnResource.isCfnResource)) {
+      (rule.node.defaultChild as CfnRule).addDependency(resource);
+    }
     return config;
   }
 }
 
-/** Lets EventBridge send what it gives up to the queue; without leave, it drops the event. */
-function receiveFrom(queue: DeadLetterQueue, conditions: Record<string, unknown>): void {
+/**
+ * All rules of this account and region. A rule that waits for its permissions cannot be named by them, nor can one of a
+ * stack that refers to theirs.
+ */
+function allRules(scope: Construct): string {
+  return Stack.of(scope).formatArn({ service: 'events', resource: 'rule', resourceName: '*' });
+}
+
+/** What says where the events go that a function fails on. */
+function invokeConfigs(handler: lambda.Function): CfnResource[] {
+  return handler.node.findAll().filter((node): node is lambda.CfnEventInvokeConfig => node instanceof lambda.CfnEventInvokeConfig);
+}
+
+/** Lets EventBridge send what it gives up to the queue; without leave, it drops the event. Answers what lets it. */
+function receiveFromRules(queue: DeadLetterQueue): CfnResource {
   const eventBridge = new iam.ServicePrincipal('events.amazonaws.com');
-  queue.addToResourcePolicy(
-    new iam.PolicyStatement({ principals: [eventBridge], actions: ['sqs:SendMessage'], resources: [queue.queueArn], conditions }),
+  const { policyDependable } = queue.addToResourcePolicy(
+    new iam.PolicyStatement({
+      principals: [eventBridge],
+      actions: ['sqs:SendMessage'],
+      resources: [queue.queueArn],
+      conditions: { ArnLike: { 'aws:SourceArn': allRules(queue) } },
+    }),
   );
   const useKey = new iam.PolicyStatement({
     principals: [eventBridge],
@@ -157,6 +180,7 @@ function receiveFrom(queue: DeadLetterQueue, conditions: Record<string, unknown>
         'in it, or events that do not reach the stream are lost',
     );
   }
+  return (policyDependable as Construct).node.defaultChild as CfnResource;
 }
 
 /** Rings when EventBridge gives up bringing a usage event to its target, and when such an event is lost. */
