@@ -3,6 +3,7 @@ import * as cloudwatch from 'aws-cdk-lib/aws-cloudwatch';
 import { SnsAction } from 'aws-cdk-lib/aws-cloudwatch-actions';
 import * as iam from 'aws-cdk-lib/aws-iam';
 import * as kms from 'aws-cdk-lib/aws-kms';
+import * as lambda from 'aws-cdk-lib/aws-lambda';
 import * as logs from 'aws-cdk-lib/aws-logs';
 import * as secretsmanager from 'aws-cdk-lib/aws-secretsmanager';
 import * as sns from 'aws-cdk-lib/aws-sns';
@@ -75,6 +76,15 @@ export function addAlarm(scope: Construct, id: string, common: Pick<Common, 'ala
     alarm.addOkAction(action);
   }
   return alarm;
+}
+
+/** Rings when Lambda can put an event, on which an asynchronous invocation failed for good, into no queue. */
+export function addLostAlarm(scope: Construct, common: Pick<Common, 'alarmTopic'>, handler: lambda.IFunction, lost: string): void {
+  addAlarm(scope, 'Lost', common, {
+    metric: handler.metric('DestinationDeliveryFailures', { statistic: 'Sum', period: PERIOD }),
+    above: 0,
+    description: `${lost} are lost: their function failed on them, and Lambda could not put them into their queue.`,
+  });
 }
 
 /** The time over which alarms and dashboard sum up. */

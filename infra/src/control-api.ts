@@ -7,7 +7,7 @@ import * as lambda from 'aws-cdk-lib/aws-lambda';
 import { SqsDestination } from 'aws-cdk-lib/aws-lambda-destinations';
 import { Construct, IConstruct } from 'constructs';
 
-import { Common, grantApiKey, suppressNagOfKey } from './common';
+import { addLostAlarm, Common, grantApiKey, suppressNagOfKey } from './common';
 import { DeadLetterQueue } from './dead-letter-queue';
 import { UsageRule } from './event-manager';
 import { OnInvoker, RustCode, RustFunction } from './rust-function';
@@ -93,6 +93,7 @@ export class ControlApi extends Construct {
       maxEventAge: Duration.hours(6),
       onFailure: new SqsDestination(this.failedTenantEvents),
     });
+    addLostAlarm(this, common, this.function, 'Events about tenants');
     suppressNagOfKey(this.function.role as iam.Role, common);
     new CfnOutput(this, 'FunctionName', { value: this.function.functionName, description: 'The admin API' });
     new CfnOutput(this, 'FailedTenantEventsQueue', {

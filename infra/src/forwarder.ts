@@ -8,7 +8,7 @@ import * as lambda from 'aws-cdk-lib/aws-lambda';
 import { SqsDestination } from 'aws-cdk-lib/aws-lambda-destinations';
 import { Construct } from 'constructs';
 
-import { addAlarm, Common, PERIOD, suppressNagOfKey } from './common';
+import { addAlarm, addLostAlarm, Common, PERIOD, suppressNagOfKey } from './common';
 import { DeadLetterQueue } from './dead-letter-queue';
 import { UsageRule } from './event-manager';
 import { OnInvoker, RustCode, RustFunction } from './rust-function';
@@ -69,6 +69,7 @@ export class Forwarder extends Construct {
       maxEventAge: Duration.hours(6),
       onFailure: new SqsDestination(this.undelivered),
     });
+    addLostAlarm(this, common, this.function, 'Usage events');
     const redrive = new lambda.EventSourceMapping(this, 'Redrive', {
       target: this.function,
       eventSourceArn: this.undelivered.queueArn,

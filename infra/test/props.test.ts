@@ -236,7 +236,7 @@ test('every alarm goes to the topic, when it rings and when it is over', () => {
   const metrics = new Set(alarms.map(({ properties }) => properties.MetricName));
   for (const metric of [
     'IteratorAge', 'Errors', 'Throttles', 'ApproximateNumberOfMessagesVisible', 'ApproximateAgeOfOldestMessage',
-    'FailedInvocations', 'InvocationsFailedToBeSentToDlq', 'WriteProvisionedThroughputExceeded',
+    'FailedInvocations', 'InvocationsFailedToBeSentToDlq', 'WriteProvisionedThroughputExceeded', 'DestinationDeliveryFailures',
   ]) {
     assert.ok(metrics.has(metric), `no alarm on ${metric}`);
   }
@@ -274,3 +274,41 @@ function synthesise(props: AmberfloMeteringProps | ((stack: Stack) => AmberfloMe
   const metering = new AmberfloMetering(stack, 'AmberfloMetering', meteringProps({ eventManager, ...given }));
   return { app: new Synthesised(stack.node.root as App), stack, metering };
 }
+
+describe('alarms on what other alarms do not see', () => {
+  const { app } = synthesise({});
+  const alarm = (path: string): any => app.one('AWS::CloudWatch::Alarm', (resource) => resource.path.endsWith(`${path}/Resource`)).properties;
+
+  test('a worker that is not invoked reports nothing', () => {
+    const { Metrics, EvaluationPeriods, Threshold, ComparisonOperator } = alarm('Ingest/NotInvoked');
+    const [{ Expression }, events, invocations] = Metrics;
+    assert.equal(Expression, 'IF(events > 0 AND FILL(invocations, 0) < 1, 1, 0)');
+    assert.deepEqual([EvaluationPeriods, Threshold, ComparisonOperator], [2, 0, 'GreaterThanThreshold']);
+    const worker = app.one('AWS::Lambda::Function', ({ path }) => path.includes('Ingest/Worker'));
+    assert.deepEqual(
+      [events, invocations].map(({ Id, MetricStat: { Metric, Period, Stat } }) => [Id, Metric.MetricName, Metric.Dimensions[0].Value, Period, Stat]),
+      [
+        ['events', 'IncomingRecords', ref(app.one('AWS::Kinesis::Stream')), 900, 'Sum'],
+        ['invocations', 'Invocations', ref(worker), 900, 'Sum'],
+      ],
+    );
+  });
+
+  test('messages that were received three times have no age', () => {
+    for (const queue of ['DeadLetters', 'Forwarder/Undelivered', 'ControlApi/FailedTenantEvents']) {
+      const { MetricName, Period, EvaluationPeriods, Statistic } = alarm(`${queue}/NotEmptied`);
+      assert.deepEqual([MetricName, Statistic], ['ApproximateNumberOfMessagesVisible', 'Maximum']);
+      assert.equal(Period * EvaluationPeriods, 3 * 24 * 60 * 60);
+      // CloudWatch allows more than a day only with periods of an hour or more, and 7 days at most.
+      assert.ok(Period >= 3600);
+    }
+  });
+
+  test('an event that Lambda can put into no queue', () => {
+    for (const [path, name] of [['Forwarder/Lost', '/Forward/'], ['ControlApi/Lost', 'ControlApi/Admin/']]) {
+      const { MetricName, Dimensions, Statistic, Threshold } = alarm(path);
+      const handler = app.one('AWS::Lambda::Function', (resource) => resource.path.includes(name));
+      assert.deepEqual([MetricName, Dimensions[0].Value, Statistic, Threshold], ['DestinationDeliveryFailures', ref(handler), 'Sum', 0]);
+    }
+  });
+});
