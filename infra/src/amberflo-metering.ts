@@ -331,7 +331,7 @@ function checkProps(props: AmberfloMeteringProps): void {
   checkText('amberfloAPIKeySecretName', props.amberfloAPIKeySecretName, /^[\w/+=.@-]{1,512}$/, "a secret's name, not its ARN");
   checkText('amberfloAPIKeySecretId', props.amberfloAPIKeySecretId, /./, 'the name of a member of the secret');
   checkText('amberfloBaseUrl', props.amberfloBaseUrl, /^https?:\/\/[^\s/?#@]+(\/[^\s?#@]*)?$/, 'https://HOST, without a user name');
-  checkText('partitionKeyPath', props.partitionKeyPath, /^(?=.{1,256}$)\$(\.[\w-]+)+$/, 'a path such as $.detail.tenantId');
+  checkText('partitionKeyPath', props.partitionKeyPath, /^(?=.{1,256}$)\$(\.[A-Za-z_][\w-]*)+$/, 'a path such as $.detail.tenantId');
   checkInteger('shardCount', props.shardCount, 1);
   checkDuration('retention', props.retention, 'hours', 24, 365 * 24);
   checkDuration('archive', props.archive, 'days', 1, 2 ** 31 - 1);

@@ -99,11 +99,19 @@ export function suppressNag(construct: IConstruct, id: string, reason: string, a
   });
 }
 
+/** Says why a role's policy has wildcards. There is none where roles are made outside of the app (`Role.customizeRoles`). */
+export function suppressNagOfPolicy(role: IConstruct, reason: string, wildcards: string[]): void {
+  const policy = role.node.tryFindChild('DefaultPolicy');
+  if (policy) {
+    suppressNag(policy, 'AwsSolutions-IAM5', reason, wildcards);
+  }
+}
+
 /** Answers cdk-nag for a role that CDK itself has let use a key of yours. */
 export function suppressNagOfKey(role: IConstruct, { encryptionKey }: Pick<Common, 'encryptionKey'>): void {
   if (encryptionKey) {
     const wildcards = ['Action::kms:ReEncrypt*', 'Action::kms:GenerateDataKey*'];
-    suppressNag(role.node.findChild('DefaultPolicy'), 'AwsSolutions-IAM5', "CDK's grants of a key; each is two actions.", wildcards);
+    suppressNagOfPolicy(role, "CDK's grants of a key; each is two actions.", wildcards);
   }
 }
 

@@ -3,6 +3,7 @@ import { describe, test } from 'node:test';
 
 import { App, Duration, RemovalPolicy, Stack } from 'aws-cdk-lib';
 import { Annotations, Match } from 'aws-cdk-lib/assertions';
+import { Role } from 'aws-cdk-lib/aws-iam';
 import * as kms from 'aws-cdk-lib/aws-kms';
 import { RetentionDays } from 'aws-cdk-lib/aws-logs';
 import { Bucket } from 'aws-cdk-lib/aws-s3';
@@ -22,6 +23,8 @@ describe('properties that cannot be are refused in one line', () => {
     [{ partitionKeyPath: 'detail.tenantId' }, 'partitionKeyPath: "detail.tenantId"; allowed is a path such as $.detail.tenantId'],
     [{ partitionKeyPath: '$' }, 'partitionKeyPath: "$"; allowed is a path such as $.detail.tenantId'],
     [{ partitionKeyPath: '$.detail[0]' }, 'partitionKeyPath: "$.detail[0]"; allowed is a path such as $.detail.tenantId'],
+    // EventBridge might know it, and the forwarder does not.
+    [{ partitionKeyPath: '$.detail.1st' }, 'partitionKeyPath: "$.detail.1st"; allowed is a path such as $.detail.tenantId'],
     [{ partitionKeyPath: '$..tenantId' }, 'partitionKeyPath: "$..tenantId"; allowed is a path such as $.detail.tenantId'],
     [{ amberfloAPIKeySecretName: '' }, 'amberfloAPIKeySecretName: ""; allowed is a secret\'s name, not its ARN'],
     [
@@ -41,6 +44,10 @@ describe('properties that cannot be are refused in one line', () => {
     [
       { settings: { STREAM: 'kinesis:x' } },
       'settings: STREAM is made by the construct; there is a property for it, or nothing to choose',
+    ],
+    [
+      { settings: { AMBERFLO_API_KEY_FILE: '/key' } },
+      'settings: AMBERFLO_API_KEY_FILE is made by the construct; there is a property for it, or nothing to choose',
     ],
   ];
   for (const [props, message] of refused) {
@@ -274,6 +281,18 @@ function synthesise(props: AmberfloMeteringProps | ((stack: Stack) => AmberfloMe
   const metering = new AmberfloMetering(stack, 'AmberfloMetering', meteringProps({ eventManager, ...given }));
   return { app: new Synthesised(stack.node.root as App), stack, metering };
 }
+
+test('roles may be made outside of the app', () => {
+  const app = newApp();
+  const stack = new Stack(app, 'Metering');
+  const names = ['Stream/EventsRole', 'Ingest/Worker/Role', 'ControlApi/Admin/Role', 'Forwarder/Forward/Role'];
+  const usePrecreatedRoles = Object.fromEntries(names.map((name) => [`Metering/AmberfloMetering/${name}`, name.replace(/\W/g, '-')]));
+  Role.customizeRoles(stack, { preventSynthesis: true, usePrecreatedRoles });
+  const encryptionKey = kms.Key.fromKeyArn(stack, 'Key', 'arn:aws:kms:eu-west-1:111122223333:key/k');
+  const eventManager = new EventManager(stack, 'EventManager');
+  new AmberfloMetering(stack, 'AmberfloMetering', meteringProps({ eventManager, encryptionKey, tracing: true }));
+  assert.deepEqual(new Synthesised(app).all('AWS::IAM::Role'), []);
+});
 
 describe('alarms on what other alarms do not see', () => {
   const { app } = synthesise({});
