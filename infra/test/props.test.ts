@@ -250,7 +250,7 @@ test('every alarm goes to the topic, when it rings and when it is over', () => {
   for (const { properties, path } of alarms) {
     assert.deepEqual([properties.AlarmActions, properties.OKActions], [[topic], [topic]], path);
     assert.ok(properties.AlarmDescription, path);
-    assert.equal(properties.TreatMissingData, 'notBreaching', path);
+    assert.equal(properties.TreatMissingData, path.endsWith('/NotRead/Resource') ? 'breaching' : 'notBreaching', path);
   }
 });
 
@@ -299,18 +299,10 @@ describe('alarms on what other alarms do not see', () => {
   const alarm = (path: string): any => app.one('AWS::CloudWatch::Alarm', (resource) => resource.path.endsWith(`${path}/Resource`)).properties;
 
   test('a worker that is not invoked reports nothing', () => {
-    const { Metrics, EvaluationPeriods, Threshold, ComparisonOperator } = alarm('Ingest/NotInvoked');
-    const [{ Expression }, events, invocations] = Metrics;
-    assert.equal(Expression, 'IF(events > 0 AND FILL(invocations, 0) < 1, 1, 0)');
-    assert.deepEqual([EvaluationPeriods, Threshold, ComparisonOperator], [2, 0, 'GreaterThanThreshold']);
-    const worker = app.one('AWS::Lambda::Function', ({ path }) => path.includes('Ingest/Worker'));
-    assert.deepEqual(
-      [events, invocations].map(({ Id, MetricStat: { Metric, Period, Stat } }) => [Id, Metric.MetricName, Metric.Dimensions[0].Value, Period, Stat]),
-      [
-        ['events', 'IncomingRecords', ref(app.one('AWS::Kinesis::Stream')), 900, 'Sum'],
-        ['invocations', 'Invocations', ref(worker), 900, 'Sum'],
-      ],
-    );
+    const { Namespace, MetricName, Dimensions, Statistic, Threshold, ComparisonOperator, TreatMissingData } = alarm('Ingest/NotRead');
+    assert.deepEqual([Namespace, MetricName, Statistic], ['AWS/Kinesis', 'GetRecords.Success', 'Sum']);
+    assert.deepEqual(Dimensions, [{ Name: 'StreamName', Value: ref(app.one('AWS::Kinesis::Stream')) }]);
+    assert.deepEqual([Threshold, ComparisonOperator, TreatMissingData], [1, 'LessThanThreshold', 'breaching']);
   });
 
   test('messages that were received three times have no age', () => {

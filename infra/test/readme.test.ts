@@ -106,10 +106,10 @@ describe('tables', () => {
     const rows = new Map(tableOf('Alarms').flatMap(([names, when]) => code(names).map((name) => [name, when])));
     assert.deepEqual([...rows.keys()].sort(), Object.keys(alarms).sort());
     for (const [name, { Period, Metrics, EvaluationPeriods, Threshold, TreatMissingData }] of Object.entries(alarms)) {
-      const period = Period ?? Metrics.find(({ MetricStat }: any) => MetricStat).MetricStat.Period;
+      const period = Period ?? Metrics[0].MetricStat.Period;
       const [, count = '5', unit = 'minutes'] = /for (?:\w+ than )?(\d+) (minutes|days)$/.exec(rows.get(name)!) ?? [];
       assert.equal((period * EvaluationPeriods) / 60, Number(count) * (unit === 'days' ? 24 * 60 : 1), name);
-      assert.equal(TreatMissingData, name === 'Ingest/NoWorker' ? 'breaching' : 'notBreaching');
+      assert.equal(TreatMissingData, ['Ingest/NoWorker', 'Ingest/NotRead'].includes(name) ? 'breaching' : 'notBreaching');
       if (name.endsWith('/Old')) {
         assert.equal(Threshold, 3 * 24 * 3600);
       }

@@ -2,7 +2,7 @@ import { CfnOutput, Duration } from 'aws-cdk-lib';
 import * as lambda from 'aws-cdk-lib/aws-lambda';
 import { S3OnFailureDestination } from 'aws-cdk-lib/aws-lambda-event-sources';
 import * as s3 from 'aws-cdk-lib/aws-s3';
-import { GraphWidget, MathExpression } from 'aws-cdk-lib/aws-cloudwatch';
+import { GraphWidget } from 'aws-cdk-lib/aws-cloudwatch';
 import { Construct } from 'constructs';
 
 import { addAlarm, PERIOD } from '../common';
@@ -139,18 +139,14 @@ export function lambdaWorker(scope: Construct, context: WorkerContext, props: La
     periods: 3,
     description: 'The worker is not invoked as often as it should be: concurrency is exhausted. Events wait.',
   });
-  const perQuarter = { period: Duration.minutes(15), statistic: 'Sum' };
-  addAlarm(scope, 'NotInvoked', common, {
-    // All other alarms are silent then: a function that is not invoked reports nothing.
-    metric: new MathExpression({
-      label: 'Events, but no invocation',
-      expression: 'IF(events > 0 AND FILL(invocations, 0) < 1, 1, 0)',
-      usingMetrics: { events: stream.metricIncomingRecords(perQuarter), invocations: worker.metricInvocations(perQuarter) },
-      period: perQuarter.period,
-    }),
-    above: 0,
+  addAlarm(scope, 'NotRead', common, {
+    metric: stream.metricGetRecordsSuccess({ period: Duration.minutes(15), statistic: 'Sum' }),
+    below: 1,
+    // All other alarms are silent then: Lambda looks into the stream every second, and a worker that is not invoked says
+    // nothing.
+    whenMissing: true,
     periods: 2,
-    description: 'Usage events arrive and the worker is not invoked: its event source mapping is off, or may not read the stream. Events wait.',
+    description: 'Nobody reads the stream: the event source mapping of the worker is off, or may not read. Usage events wait in the stream.',
   });
   new CfnOutput(scope, 'WorkerFunction', { value: worker.functionName, description: 'The worker' });
   const metrics = { period: PERIOD };
