@@ -182,7 +182,8 @@ function leaseTable(scope: Construct, { common }: WorkerContext): dynamodb.Table
     pointInTimeRecoverySpecification: { pointInTimeRecoveryEnabled: true },
     encryption: common.encryptionKey ? dynamodb.TableEncryption.CUSTOMER_MANAGED : dynamodb.TableEncryption.DEFAULT,
     encryptionKey: common.encryptionKey,
-    deletionProtection: common.removalPolicy !== RemovalPolicy.DESTROY,
+    // With RETAIN_ON_UPDATE_OR_DELETE, CloudFormation has to delete it when the first deployment fails.
+    deletionProtection: common.removalPolicy === RemovalPolicy.RETAIN,
     removalPolicy: common.removalPolicy,
   });
 }
