@@ -14,6 +14,7 @@ import { MeteringDashboard } from './dashboard';
 import { DeadLetterQueue } from './dead-letter-queue';
 import { addUsageTarget, EventManagerLike, UsageRule, usageRule } from './event-manager';
 import { addRuleAlarms, Forwarder, ForwarderProps, StreamTarget } from './forwarder';
+import { serveRule } from './rule-permissions';
 import { RustCode } from './rust-function';
 import { checkSettings } from './settings';
 import { checkDuration, checkInteger, checkText } from './validate';
@@ -207,13 +208,15 @@ export class AmberfloMetering extends Construct implements IMetering {
     }
     this.#checkDetached();
     this.#attached = 'forwarder';
-    this.#forwarder?.serve(rule.rule);
+    const { function: handler, undelivered } = this.#forwarder!;
+    serveRule(rule.rule, handler, undelivered);
     this.#onRule(invoker);
   }
 
   /** Takes back what SBT and we have made for the forwarder, because a rule of ours takes its place. */
   #detachForwarder(): void {
     if (this.#attached === 'forwarder') {
+      this.#checkOnlyTarget();
       remove(this.#sbtRule);
       remove(this.#rulePart);
       this.#attached = this.#rule = undefined;
@@ -221,6 +224,15 @@ export class AmberfloMetering extends Construct implements IMetering {
     if (!this.#attached) {
       remove(this.#forwarder);
       this.#forwarder = undefined;
+    }
+  }
+
+  /** SBT's rule is removed with all of its targets, and only one of them is ours. */
+  #checkOnlyTarget(): void {
+    const rule = this.#rule!.rule;
+    const { length } = Stack.of(rule).resolve(rule.targets) ?? [];
+    if (length > 1) {
+      throw new Error(`${rule.node.path}: has ${length} targets; attachTo would remove them all: give the others a rule of their own`);
     }
   }
 
@@ -331,7 +343,7 @@ function checkProps(props: AmberfloMeteringProps): void {
   checkText('amberfloAPIKeySecretName', props.amberfloAPIKeySecretName, /^[\w/+=.@-]{1,512}$/, "a secret's name, not its ARN");
   checkText('amberfloAPIKeySecretId', props.amberfloAPIKeySecretId, /./, 'the name of a member of the secret');
   checkText('amberfloBaseUrl', props.amberfloBaseUrl, /^https?:\/\/[^\s/?#@]+(\/[^\s?#@]*)?$/, 'https://HOST, without a user name');
-  checkText('partitionKeyPath', props.partitionKeyPath, /^(?=.{1,256}$)\$(\.[\w-]+)+$/, 'a path such as $.detail.tenantId');
+  checkText('partitionKeyPath', props.partitionKeyPath, /^(?=.{1,256}$)\$(\.[A-Za-z_][\w-]*)+$/, 'a path such as $.detail.tenantId');
   checkInteger('shardCount', props.shardCount, 1);
   checkDuration('retention', props.retention, 'hours', 24, 365 * 24);
   checkDuration('archive', props.archive, 'days', 1, 2 ** 31 - 1);

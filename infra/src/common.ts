@@ -3,6 +3,7 @@ import * as cloudwatch from 'aws-cdk-lib/aws-cloudwatch';
 import { SnsAction } from 'aws-cdk-lib/aws-cloudwatch-actions';
 import * as iam from 'aws-cdk-lib/aws-iam';
 import * as kms from 'aws-cdk-lib/aws-kms';
+import * as lambda from 'aws-cdk-lib/aws-lambda';
 import * as logs from 'aws-cdk-lib/aws-logs';
 import * as secretsmanager from 'aws-cdk-lib/aws-secretsmanager';
 import * as sns from 'aws-cdk-lib/aws-sns';
@@ -77,6 +78,15 @@ export function addAlarm(scope: Construct, id: string, common: Pick<Common, 'ala
   return alarm;
 }
 
+/** Rings when Lambda can put an event, on which an asynchronous invocation failed for good, into no queue. */
+export function addLostAlarm(scope: Construct, common: Pick<Common, 'alarmTopic'>, handler: lambda.IFunction, lost: string): void {
+  addAlarm(scope, 'Lost', common, {
+    metric: handler.metric('DestinationDeliveryFailures', { statistic: 'Sum', period: PERIOD }),
+    above: 0,
+    description: `${lost} are lost: their function failed on them, and Lambda could not put them into their queue.`,
+  });
+}
+
 /** The time over which alarms and dashboard sum up. */
 export const PERIOD = Duration.minutes(5);
 
@@ -89,11 +99,19 @@ export function suppressNag(construct: IConstruct, id: string, reason: string, a
   });
 }
 
+/** Says why a role's policy has wildcards. There is none where roles are made outside of the app (`Role.customizeRoles`). */
+export function suppressNagOfPolicy(role: IConstruct, reason: string, wildcards: string[]): void {
+  const policy = role.node.tryFindChild('DefaultPolicy');
+  if (policy) {
+    suppressNag(policy, 'AwsSolutions-IAM5', reason, wildcards);
+  }
+}
+
 /** Answers cdk-nag for a role that CDK itself has let use a key of yours. */
 export function suppressNagOfKey(role: IConstruct, { encryptionKey }: Pick<Common, 'encryptionKey'>): void {
   if (encryptionKey) {
     const wildcards = ['Action::kms:ReEncrypt*', 'Action::kms:GenerateDataKey*'];
-    suppressNag(role.node.findChild('DefaultPolicy'), 'AwsSolutions-IAM5', "CDK's grants of a key; each is two actions.", wildcards);
+    suppressNagOfPolicy(role, "CDK's grants of a key; each is two actions.", wildcards);
   }
 }
 

@@ -7,9 +7,10 @@ import * as lambda from 'aws-cdk-lib/aws-lambda';
 import { SqsDestination } from 'aws-cdk-lib/aws-lambda-destinations';
 import { Construct, IConstruct } from 'constructs';
 
-import { Common, grantApiKey, suppressNagOfKey } from './common';
+import { addLostAlarm, Common, grantApiKey, suppressNagOfKey } from './common';
 import { DeadLetterQueue } from './dead-letter-queue';
-import { UsageRule } from './event-manager';
+import { ruleOf, UsageRule } from './event-manager';
+import { serveRule } from './rule-permissions';
 import { OnInvoker, RustCode, RustFunction } from './rust-function';
 
 /** API Gateway gives up after 30 seconds; the request itself ends before that, and says why. */
@@ -93,6 +94,7 @@ export class ControlApi extends Construct {
       maxEventAge: Duration.hours(6),
       onFailure: new SqsDestination(this.failedTenantEvents),
     });
+    addLostAlarm(this, common, this.function, 'Events about tenants');
     suppressNagOfKey(this.function.role as iam.Role, common);
     new CfnOutput(this, 'FunctionName', { value: this.function.functionName, description: 'The admin API' });
     new CfnOutput(this, 'FailedTenantEventsQueue', {
@@ -101,8 +103,15 @@ export class ControlApi extends Construct {
     });
   }
 
-  /** Adds the routes that SBT does not have to the API that SBT has just put the function behind. */
+  /**
+   * SBT has just made the function the target of a rule for events of tenants, or put it behind its API, to which the routes
+   * are added that SBT does not have.
+   */
   #onInvoker(invoker: Construct): void {
+    const rule = ruleOf(invoker);
+    if (rule) {
+      serveRule(rule, this.function, this.failedTenantEvents);
+    }
     const controlPlaneApi = invoker.node.scopes.reverse().find(isControlPlaneApi);
     if (!controlPlaneApi || this.#apis.has(controlPlaneApi.api)) {
       return;

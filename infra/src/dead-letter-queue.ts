@@ -15,7 +15,8 @@ export interface DeadLetterQueueProps {
 
 /**
  * A queue for what could not be delivered: it keeps messages for 14 days, the longest that SQS knows, and there is an
- * alarm when something is in it, and another when its oldest message is 3 days old, 11 days before it is lost.
+ * alarm when something is in it, and others when its oldest message is 3 days old, 11 days before it is lost, and when it
+ * has not been empty for as long.
  */
 export class DeadLetterQueue extends sqs.Queue {
   constructor(scope: Construct, id: string, { common, description, visibilityTimeout }: DeadLetterQueueProps) {
@@ -37,6 +38,13 @@ export class DeadLetterQueue extends sqs.Queue {
       metric: this.metricApproximateAgeOfOldestMessage({ period: PERIOD, statistic: 'Maximum' }),
       above: Duration.days(3).toSeconds(),
       description: `${description} Its oldest message is 3 days old; after 14 days it is lost.`,
+    });
+    // SQS leaves messages that were received three times out of the age: looking at them would silence that alarm.
+    addAlarm(this, 'NotEmptied', common, {
+      metric: this.metricApproximateNumberOfMessagesVisible({ period: Duration.hours(1), statistic: 'Maximum' }),
+      above: 0,
+      periods: 3 * 24,
+      description: `${description} It has not been empty for 3 days; after 14 days a message is lost.`,
     });
   }
 }

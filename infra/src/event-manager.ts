@@ -2,7 +2,7 @@ import { DetailType } from '@cdklabs/sbt-aws';
 import { CfnRule, EventPattern, IRuleTarget } from 'aws-cdk-lib/aws-events';
 import { IGrantable } from 'aws-cdk-lib/aws-iam';
 import { Construct, IConstruct } from 'constructs';
-import { ArnFormat, Stack, Token } from 'aws-cdk-lib';
+import { ArnFormat, CfnResource, Stack, Token } from 'aws-cdk-lib';
 
 /** An event as newer versions of SBT define it. */
 export interface EventDefinitionLike {
@@ -46,14 +46,19 @@ export interface UsageRule {
   readonly detailType: string;
 }
 
+/** The rule of EventBridge that `construct` is, if it is one. */
+export function ruleOf(construct: IConstruct): CfnRule | undefined {
+  const rule = construct.node.defaultChild;
+  return CfnResource.isCfnResource(rule) && rule.cfnResourceType === CfnRule.CFN_RESOURCE_TYPE_NAME ? (rule as CfnRule) : undefined;
+}
+
 /** The rule that is `construct`, or undefined if it is none. */
 export function usageRule(construct: IConstruct): UsageRule | undefined {
-  const rule = construct.node.defaultChild;
-  if (!CfnRule.isCfnElement(rule) || (rule as CfnRule).cfnResourceType !== CfnRule.CFN_RESOURCE_TYPE_NAME) {
+  const cfn = ruleOf(construct);
+  if (!cfn) {
     return undefined;
   }
-  const stack = Stack.of(rule);
-  const cfn = rule as CfnRule;
+  const stack = Stack.of(cfn);
   const pattern = stack.resolve(cfn.eventPattern) ?? {};
   const first = (name: string): string => {
     const values = pattern[name];

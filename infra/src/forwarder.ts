@@ -1,16 +1,17 @@
-import { Annotations, CfnOutput, Duration, Fn, Stack } from 'aws-cdk-lib';
+import { CfnOutput, CfnResource, Duration, Fn } from 'aws-cdk-lib';
 import { Metric } from 'aws-cdk-lib/aws-cloudwatch';
 import * as targets from 'aws-cdk-lib/aws-events-targets';
-import { CfnRule, IRule, RuleTargetConfig } from 'aws-cdk-lib/aws-events';
+import { IRule, RuleTargetConfig } from 'aws-cdk-lib/aws-events';
 import * as iam from 'aws-cdk-lib/aws-iam';
 import * as kinesis from 'aws-cdk-lib/aws-kinesis';
 import * as lambda from 'aws-cdk-lib/aws-lambda';
 import { SqsDestination } from 'aws-cdk-lib/aws-lambda-destinations';
 import { Construct } from 'constructs';
 
-import { addAlarm, Common, PERIOD, suppressNagOfKey } from './common';
+import { addAlarm, addLostAlarm, Common, PERIOD, suppressNagOfKey } from './common';
 import { DeadLetterQueue } from './dead-letter-queue';
 import { UsageRule } from './event-manager';
+import { receiveFromRules } from './rule-permissions';
 import { OnInvoker, RustCode, RustFunction } from './rust-function';
 
 /** How long a forwarder may take for what it is given. */
@@ -69,6 +70,7 @@ export class Forwarder extends Construct {
       maxEventAge: Duration.hours(6),
       onFailure: new SqsDestination(this.undelivered),
     });
+    addLostAlarm(this, common, this.function, 'Usage events');
     const redrive = new lambda.EventSourceMapping(this, 'Redrive', {
       target: this.function,
       eventSourceArn: this.undelivered.queueArn,
@@ -86,25 +88,6 @@ export class Forwarder extends Construct {
       value: this.undelivered.queueUrl,
       description: 'The queue of events that did not reach the stream',
     });
-  }
-
-  /**
-   * SBT has made the function the target of its rule: what EventBridge cannot bring there lies in the queue, too, and
-   * EventBridge may invoke the function before the rule points at it, because it does not try again what it is not permitted
-   * to do. SBT cares for neither. The rule may be of a stack that refers to this one, which cannot name it: all rules of this
-   * account and region may.
-   */
-  serve(rule: CfnRule): void {
-    const rules = Stack.of(this).formatArn({ service: 'events', resource: 'rule', resourceName: '*' });
-    rule.addPropertyOverride('Targets.0.DeadLetterConfig', { Arn: this.undelivered.queueArn });
-    receiveFrom(this.undelivered, { ArnLike: { 'aws:SourceArn': rules } });
-    const permission = new lambda.CfnPermission(this, 'AllowRules', {
-      functionName: this.function.functionArn,
-      action: 'lambda:InvokeFunction',
-      principal: 'events.amazonaws.com',
-      sourceArn: rules,
-    });
-    rule.node.addDependency(permission);
   }
 }
 
@@ -130,32 +113,17 @@ export class StreamTarget extends targets.KinesisStream {
   }
 
   public override bind(rule: IRule, id?: string): RuleTargetConfig {
-    receiveFrom(this.#undelivered, { ArnEquals: { 'aws:SourceArn': rule.ruleArn } });
+    const queuePolicy = receiveFromRules(this.#undelivered);
     this.#onRule(rule as IRule & Construct);
     const config = super.bind(rule, id);
-    suppressNagOfKey(config.role as iam.Role, this.#common);
+    const role = config.role as iam.Role;
+    suppressNagOfKey(role, this.#common);
+    // EventBridge does not try again what it is not permitted to do: whatever permits it is there before the rule is.
+    const needed = [queuePolicy, role.node.tryFindChild('DefaultPolicy')?.node.defaultChild];
+    for (const resource of needed.filter(CfnResource.isCfnResource)) {
+      rule.node.defaultChild?.node.addDependency(resource);
+    }
     return config;
-  }
-}
-
-/** Lets EventBridge send what it gives up to the queue; without leave, it drops the event. */
-function receiveFrom(queue: DeadLetterQueue, conditions: Record<string, unknown>): void {
-  const eventBridge = new iam.ServicePrincipal('events.amazonaws.com');
-  queue.addToResourcePolicy(
-    new iam.PolicyStatement({ principals: [eventBridge], actions: ['sqs:SendMessage'], resources: [queue.queueArn], conditions }),
-  );
-  const useKey = new iam.PolicyStatement({
-    principals: [eventBridge],
-    actions: ['kms:Decrypt', 'kms:GenerateDataKey*'],
-    resources: ['*'],
-  });
-  const added = queue.encryptionMasterKey?.addToResourcePolicy(useKey, true);
-  if (added && !added.statementAdded) {
-    Annotations.of(queue).addWarningV2(
-      'amberflo-metering:key-policy',
-      'the policy of an imported key is not ours to change: let events.amazonaws.com use kms:Decrypt and kms:GenerateDataKey* ' +
-        'in it, or events that do not reach the stream are lost',
-    );
   }
 }
 

@@ -7,7 +7,7 @@ import * as lambda from 'aws-cdk-lib/aws-lambda';
 import * as logs from 'aws-cdk-lib/aws-logs';
 import { Construct } from 'constructs';
 
-import { addAlarm, Common, PERIOD, suppressNag } from './common';
+import { addAlarm, Common, PERIOD, suppressNagOfPolicy } from './common';
 
 /** One of the two programs that this package has as a zip. */
 export type Program = 'ingest-worker' | 'control-api';
@@ -77,7 +77,7 @@ export class RustFunction extends Construct {
     };
     this.function = new InvokedFunction(this, 'Function', functionProps, onInvoker);
     if (common.tracing) {
-      suppressNag(this.role.node.findChild('DefaultPolicy'), 'AwsSolutions-IAM5', 'X-Ray knows no resources.', ['Resource::*']);
+      suppressNagOfPolicy(this.role, 'X-Ray knows no resources.', ['Resource::*']);
     }
     addAlarm(this, 'Errors', common, {
       metric: this.function.metricErrors({ period: PERIOD }),

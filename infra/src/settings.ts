@@ -2,6 +2,8 @@
 const OWN = [
   'AMBERFLO_BASE_URL', 'API_KEY_SECRET_NAME', 'API_KEY_SECRET_ID', 'STREAM', 'DEAD_LETTER_QUEUE', 'LEASE_TABLE', 'AUTH',
   'EVENT_BUS', 'EVENT_SOURCE', 'EVENT_DETAIL_TYPE', 'RATE_REQUESTS_PER_SECOND', 'LOG_FORMAT', 'PARTITION_KEY_PATH',
+  // Beside the secret's name the programs refuse it, and would not start.
+  'AMBERFLO_API_KEY_FILE',
 ];
 /** What must not lie in a template, where everybody can read it. */
 const SECRET = ['AMBERFLO_API_KEY'];

@@ -154,6 +154,12 @@ describe('the lease table', () => {
     assert.equal(properties.DeletionProtectionEnabled, false);
     assert.equal(raw.DeletionPolicy, 'Delete');
   });
+
+  test('goes when the first deployment fails, where that is wanted, and stays otherwise', () => {
+    const { properties, raw } = fargate({}, { removalPolicy: RemovalPolicy.RETAIN_ON_UPDATE_OR_DELETE }).one(TABLE);
+    assert.equal(properties.DeletionProtectionEnabled, false);
+    assert.deepEqual([raw.DeletionPolicy, raw.UpdateReplacePolicy], ['RetainExceptOnCreate', 'Retain']);
+  });
 });
 
 describe('permissions', () => {

@@ -53,13 +53,13 @@ function checkLayout(name: string, layout: Layout, props: AmberfloMeteringProps 
         assert.deepEqual(target.RetryPolicy, { MaximumEventAgeInSeconds: 86400, MaximumRetryAttempts: 185 });
         const queue = app.referred(target.DeadLetterConfig.Arn);
         assert.equal(queue.type, QUEUE);
-        assert.equal(queue.stack, rule.stack, 'the policy names the rule, so both are of one stack');
+        assert.equal(queue.stack, rule.stack, 'the queue is where the rule is');
         const policy = app.one('AWS::SQS::QueuePolicy', ({ properties }) => properties.Queues.includes(ref(queue)));
         const allowed = policy.properties.PolicyDocument.Statement.filter(({ Effect }: any) => Effect === 'Allow');
         assert.deepEqual(allowed, [
           {
             Action: 'sqs:SendMessage',
-            Condition: { ArnEquals: { 'aws:SourceArn': attribute(rule, 'Arn') } },
+            Condition: { ArnLike: { 'aws:SourceArn': 'arn:<AWS::Partition>:events:<AWS::Region>:<AWS::AccountId>:rule/*' } },
             Effect: 'Allow',
             Principal: { Service: 'events.amazonaws.com' },
             Resource: attribute(queue, 'Arn'),
@@ -76,6 +76,26 @@ function checkLayout(name: string, layout: Layout, props: AmberfloMeteringProps 
         });
       });
     }
+
+    test('the rule waits for whatever permits EventBridge to deliver, and to keep what it cannot', () => {
+      const [rule] = usageRules;
+      const [{ DeadLetterConfig, RoleArn }] = targetsOf(usageRules);
+      const ofForwarder = ({ properties }: Resource): boolean => [ref(forwarder(app)), attribute(forwarder(app), 'Arn')].includes(properties.FunctionName);
+      const needed = [
+        app.one('AWS::SQS::QueuePolicy', ({ properties }) => properties.Queues.includes(ref(app.referred(DeadLetterConfig.Arn)))),
+        ...(layout.way === 'forwarder'
+          ? [
+              app.one('AWS::Lambda::Permission', (resource) => ofForwarder(resource) && resource.path.endsWith('/AllowRules')),
+              app.one('AWS::Lambda::EventInvokeConfig', ofForwarder),
+            ]
+          : [app.one('AWS::IAM::Policy', ({ properties }) => properties.Roles.includes(ref(app.referred(RoleArn))))]),
+      ];
+      const here = needed.filter(({ stack }) => stack === rule.stack).map(({ logicalId }) => logicalId);
+      assert.deepEqual(here.filter((id) => !rule.raw.DependsOn?.includes(id)), []);
+      for (const { stack } of needed.filter(({ stack }) => stack !== rule.stack)) {
+        assert.ok(app.dependencies[rule.stack].includes(stack));
+      }
+    });
 
     test('the forwarder gives up into a queue, and its redrive is off', () => {
       const config = app.one('AWS::Lambda::EventInvokeConfig', ({ properties }) => properties.FunctionName === ref(forwarder(app)));
@@ -159,9 +179,9 @@ function checkLayout(name: string, layout: Layout, props: AmberfloMeteringProps 
         const mapping = app.one('AWS::Lambda::EventSourceMapping', ({ path }) => path.includes('Ingest/Mapping'));
         const { BisectBatchOnFunctionError, FunctionResponseTypes, MaximumRetryAttempts, MaximumRecordAgeInSeconds } = mapping.properties;
         assert.deepEqual(FunctionResponseTypes, ['ReportBatchItemFailures']);
-        assert.ok(!BisectBatchOnFunctionError);
-        assert.ok([undefined, -1].includes(MaximumRetryAttempts));
-        assert.ok([undefined, -1].includes(MaximumRecordAgeInSeconds));
+        assert.equal(BisectBatchOnFunctionError, false);
+        // Said and not left out, so that an update takes back a limit that was there before.
+        assert.deepEqual([MaximumRetryAttempts, MaximumRecordAgeInSeconds], [-1, -1]);
         assert.equal(mapping.properties.DestinationConfig, undefined);
         assert.equal(mapping.properties.StartingPosition, 'TRIM_HORIZON');
         assert.equal(mapping.properties.Enabled ?? true, true);

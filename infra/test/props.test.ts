@@ -3,6 +3,7 @@ import { describe, test } from 'node:test';
 
 import { App, Duration, RemovalPolicy, Stack } from 'aws-cdk-lib';
 import { Annotations, Match } from 'aws-cdk-lib/assertions';
+import { Role } from 'aws-cdk-lib/aws-iam';
 import * as kms from 'aws-cdk-lib/aws-kms';
 import { RetentionDays } from 'aws-cdk-lib/aws-logs';
 import { Bucket } from 'aws-cdk-lib/aws-s3';
@@ -22,6 +23,8 @@ describe('properties that cannot be are refused in one line', () => {
     [{ partitionKeyPath: 'detail.tenantId' }, 'partitionKeyPath: "detail.tenantId"; allowed is a path such as $.detail.tenantId'],
     [{ partitionKeyPath: '$' }, 'partitionKeyPath: "$"; allowed is a path such as $.detail.tenantId'],
     [{ partitionKeyPath: '$.detail[0]' }, 'partitionKeyPath: "$.detail[0]"; allowed is a path such as $.detail.tenantId'],
+    // EventBridge might know it, and the forwarder does not.
+    [{ partitionKeyPath: '$.detail.1st' }, 'partitionKeyPath: "$.detail.1st"; allowed is a path such as $.detail.tenantId'],
     [{ partitionKeyPath: '$..tenantId' }, 'partitionKeyPath: "$..tenantId"; allowed is a path such as $.detail.tenantId'],
     [{ amberfloAPIKeySecretName: '' }, 'amberfloAPIKeySecretName: ""; allowed is a secret\'s name, not its ARN'],
     [
@@ -41,6 +44,10 @@ describe('properties that cannot be are refused in one line', () => {
     [
       { settings: { STREAM: 'kinesis:x' } },
       'settings: STREAM is made by the construct; there is a property for it, or nothing to choose',
+    ],
+    [
+      { settings: { AMBERFLO_API_KEY_FILE: '/key' } },
+      'settings: AMBERFLO_API_KEY_FILE is made by the construct; there is a property for it, or nothing to choose',
     ],
   ];
   for (const [props, message] of refused) {
@@ -238,14 +245,14 @@ test('every alarm goes to the topic, when it rings and when it is over', () => {
   const metrics = new Set(alarms.map(({ properties }) => properties.MetricName));
   for (const metric of [
     'IteratorAge', 'Errors', 'Throttles', 'ApproximateNumberOfMessagesVisible', 'ApproximateAgeOfOldestMessage',
-    'FailedInvocations', 'InvocationsFailedToBeSentToDlq', 'WriteProvisionedThroughputExceeded',
+    'FailedInvocations', 'InvocationsFailedToBeSentToDlq', 'WriteProvisionedThroughputExceeded', 'DestinationDeliveryFailures',
   ]) {
     assert.ok(metrics.has(metric), `no alarm on ${metric}`);
   }
   for (const { properties, path } of alarms) {
     assert.deepEqual([properties.AlarmActions, properties.OKActions], [[topic], [topic]], path);
     assert.ok(properties.AlarmDescription, path);
-    assert.equal(properties.TreatMissingData, 'notBreaching', path);
+    assert.equal(properties.TreatMissingData, path.endsWith('/NotRead/Resource') ? 'breaching' : 'notBreaching', path);
   }
 });
 
@@ -276,3 +283,45 @@ function synthesise(props: AmberfloMeteringProps | ((stack: Stack) => AmberfloMe
   const metering = new AmberfloMetering(stack, 'AmberfloMetering', meteringProps({ eventManager, ...given }));
   return { app: new Synthesised(stack.node.root as App), stack, metering };
 }
+
+test('roles may be made outside of the app', () => {
+  const app = newApp();
+  const stack = new Stack(app, 'Metering');
+  const names = ['Stream/EventsRole', 'Ingest/Worker/Role', 'ControlApi/Admin/Role', 'Forwarder/Forward/Role'];
+  const usePrecreatedRoles = Object.fromEntries(names.map((name) => [`Metering/AmberfloMetering/${name}`, name.replace(/\W/g, '-')]));
+  Role.customizeRoles(stack, { preventSynthesis: true, usePrecreatedRoles });
+  const encryptionKey = kms.Key.fromKeyArn(stack, 'Key', 'arn:aws:kms:eu-west-1:111122223333:key/k');
+  const eventManager = new EventManager(stack, 'EventManager');
+  new AmberfloMetering(stack, 'AmberfloMetering', meteringProps({ eventManager, encryptionKey, tracing: true }));
+  assert.deepEqual(new Synthesised(app).all('AWS::IAM::Role'), []);
+});
+
+describe('alarms on what other alarms do not see', () => {
+  const { app } = synthesise({});
+  const alarm = (path: string): any => app.one('AWS::CloudWatch::Alarm', (resource) => resource.path.endsWith(`${path}/Resource`)).properties;
+
+  test('a worker that is not invoked reports nothing', () => {
+    const { Namespace, MetricName, Dimensions, Statistic, Threshold, ComparisonOperator, TreatMissingData } = alarm('Ingest/NotRead');
+    assert.deepEqual([Namespace, MetricName, Statistic], ['AWS/Kinesis', 'GetRecords.Success', 'Sum']);
+    assert.deepEqual(Dimensions, [{ Name: 'StreamName', Value: ref(app.one('AWS::Kinesis::Stream')) }]);
+    assert.deepEqual([Threshold, ComparisonOperator, TreatMissingData], [1, 'LessThanThreshold', 'breaching']);
+  });
+
+  test('messages that were received three times have no age', () => {
+    for (const queue of ['DeadLetters', 'Forwarder/Undelivered', 'ControlApi/FailedTenantEvents']) {
+      const { MetricName, Period, EvaluationPeriods, Statistic } = alarm(`${queue}/NotEmptied`);
+      assert.deepEqual([MetricName, Statistic], ['ApproximateNumberOfMessagesVisible', 'Maximum']);
+      assert.equal(Period * EvaluationPeriods, 3 * 24 * 60 * 60);
+      // CloudWatch allows more than a day only with periods of an hour or more, and 7 days at most.
+      assert.ok(Period >= 3600);
+    }
+  });
+
+  test('an event that Lambda can put into no queue', () => {
+    for (const [path, name] of [['Forwarder/Lost', '/Forward/'], ['ControlApi/Lost', 'ControlApi/Admin/']]) {
+      const { MetricName, Dimensions, Statistic, Threshold } = alarm(path);
+      const handler = app.one('AWS::Lambda::Function', (resource) => resource.path.includes(name));
+      assert.deepEqual([MetricName, Dimensions[0].Value, Statistic, Threshold], ['DestinationDeliveryFailures', ref(handler), 'Sum', 0]);
+    }
+  });
+});

@@ -50,6 +50,8 @@ export function addLagAlarms(scope: Construct, { common, retention }: WorkerCont
   addAlarm(scope, 'Expiring', common, {
     metric: age,
     above: retention.toMilliseconds() / 2,
+    // A single old record that somebody reads is no lag.
+    periods: 2,
     description: 'Usage events have waited for half of the time that the stream keeps them, and are lost after all of it. Extend its retention.',
   });
 }

@@ -6,7 +6,7 @@ import * as iam from 'aws-cdk-lib/aws-iam';
 import * as logs from 'aws-cdk-lib/aws-logs';
 import { Construct } from 'constructs';
 
-import { suppressNag } from '../common';
+import { suppressNag, suppressNagOfPolicy } from '../common';
 import { checkDuration, checkInteger, refuse } from '../validate';
 import { grantWorker, Worker, WorkerContext, workerSettings } from './context';
 import { scaleTasks } from './fargate-scaling';
@@ -182,7 +182,8 @@ function leaseTable(scope: Construct, { common }: WorkerContext): dynamodb.Table
     pointInTimeRecoverySpecification: { pointInTimeRecoveryEnabled: true },
     encryption: common.encryptionKey ? dynamodb.TableEncryption.CUSTOMER_MANAGED : dynamodb.TableEncryption.DEFAULT,
     encryptionKey: common.encryptionKey,
-    deletionProtection: common.removalPolicy !== RemovalPolicy.DESTROY,
+    // With RETAIN_ON_UPDATE_OR_DELETE, CloudFormation has to delete it when the first deployment fails.
+    deletionProtection: common.removalPolicy === RemovalPolicy.RETAIN,
     removalPolicy: common.removalPolicy,
   });
 }
@@ -236,8 +237,7 @@ function taskDefinition(scope: Construct, { context, props, size, leases, loggin
       startPeriod: Duration.seconds(60),
     },
   });
-  const executionPolicy = task.obtainExecutionRole().node.findChild('DefaultPolicy');
-  suppressNag(executionPolicy, 'AwsSolutions-IAM5', 'A token for ECR is for no repository in particular.', ['Resource::*']);
+  suppressNagOfPolicy(task.obtainExecutionRole(), 'A token for ECR is for no repository in particular.', ['Resource::*']);
   return task;
 }
 

@@ -105,7 +105,7 @@ export function lambdaWorker(scope: Construct, context: WorkerContext, props: La
   );
   stream.encryptionKey?.grantDecrypt(worker);
   const { giveUp } = props;
-  new lambda.EventSourceMapping(scope, 'Mapping', {
+  const mapping = new lambda.EventSourceMapping(scope, 'Mapping', {
     target: worker,
     eventSourceArn: stream.streamArn,
     ...(props.startAt instanceof Date
@@ -124,12 +124,29 @@ export function lambdaWorker(scope: Construct, context: WorkerContext, props: La
       onFailure: new S3OnFailureDestination(giveUp.bucket),
     }),
   });
+  // Said although it is the default: an update that only leaves a limit out may leave it in force, and records with no
+  // destination any more would be lost. CDK has no word for it.
+  const { maxRecordAge, retryAttempts } = giveUp ?? {};
+  for (const [name, limit] of Object.entries({ MaximumRecordAgeInSeconds: maxRecordAge, MaximumRetryAttempts: retryAttempts })) {
+    if (limit === undefined) {
+      (mapping.node.defaultChild as lambda.CfnEventSourceMapping).addPropertyOverride(name, -1);
+    }
+  }
   addLagAlarms(scope, context, worker.metric('IteratorAge', { statistic: 'Maximum', period: PERIOD }));
   addAlarm(scope, 'Throttles', common, {
     metric: worker.metricThrottles({ period: PERIOD }),
     above: 0,
     periods: 3,
     description: 'The worker is not invoked as often as it should be: concurrency is exhausted. Events wait.',
+  });
+  addAlarm(scope, 'NotRead', common, {
+    metric: stream.metricGetRecordsSuccess({ period: Duration.minutes(15), statistic: 'Sum' }),
+    below: 1,
+    // All other alarms are silent then: Lambda looks into the stream every second, and a worker that is not invoked says
+    // nothing.
+    whenMissing: true,
+    periods: 2,
+    description: 'Nobody reads the stream: the event source mapping of the worker is off, or may not read. Usage events wait in the stream.',
   });
   new CfnOutput(scope, 'WorkerFunction', { value: worker.functionName, description: 'The worker' });
   const metrics = { period: PERIOD };

@@ -162,7 +162,7 @@ export class Bus {
           [Action].flat().includes('sqs:SendMessage') &&
           Principal.Service === 'events.amazonaws.com' &&
           Resource === queueArn &&
-          Condition?.ArnEquals?.['aws:SourceArn'] === ruleArn,
+          isBelow(Condition?.ArnLike?.['aws:SourceArn'], ruleArn),
       );
   }
 
@@ -200,6 +200,11 @@ function enveloped({ Source: source, DetailType: detailType, Detail, Time }: Ent
   const time = (Time === undefined ? new Date() : new Date(Time * 1000)).toISOString().replace(/\.\d+Z$/, 'Z');
   const members = { version: '0', id, 'detail-type': detailType, source, account: ACCOUNT, time, region: REGION, resources: [] };
   return { id, source, detailType, text: JSON.stringify(members).replace(/\}$/, `,"detail":${Detail}}`) };
+}
+
+/** Whether an ARN is one of those that a pattern with a `*` at its end, and nowhere else, stands for. */
+function isBelow(pattern: unknown, arn: string): boolean {
+  return typeof pattern === 'string' && pattern.indexOf('*') === pattern.length - 1 && arn.startsWith(pattern.slice(0, -1));
 }
 
 /** Whether an event is as a pattern says. Patterns are those that the template has: names, and lists of exact values. */
