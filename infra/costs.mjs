@@ -47,7 +47,8 @@ export const ASSUMPTIONS = {
   worker: { memoryMb: 512, milliseconds: 250, logKb: 1, batchSize: 1000, windowSeconds: 1 },
   onDemandShards: 4,
   fargate: { tasks: 2, vcpu: 0.5, memoryGb: 1, leaseWritesPerShardMinute: 18, scansPerTaskSecond: 0.5 },
-  alarms: { lambda: 15, fargate: 18 },
+  /** Each metric of an alarm costs. */
+  alarms: { lambda: 18, fargate: 19 },
   /** Metrics counted from logs. */
   customMetrics: { lambda: 0, fargate: 2 },
 };

@@ -42,7 +42,7 @@ export class Forwarder extends Construct {
     const { common, stream } = props;
     this.undelivered = new DeadLetterQueue(this, 'Undelivered', {
       common,
-      description: 'Usage events that did not reach the stream, and are not billed. Redrive them with the event source mapping.',
+      description: 'Usage events that did not reach the stream, and are not billed. Redrive them with the event source mapping of the output RedriveMapping.',
       // Six times the function's, as Lambda asks for.
       visibilityTimeout: Duration.seconds(6 * TIMEOUT.toSeconds()),
     });
@@ -68,6 +68,12 @@ export class Forwarder extends Construct {
       retryAttempts: 2,
       maxEventAge: Duration.hours(6),
       onFailure: new SqsDestination(this.undelivered),
+    });
+    addAlarm(this, 'LostEvents', common, {
+      metric: this.function.metric('DestinationDeliveryFailures', { period: PERIOD, statistic: 'Sum' }),
+      above: 0,
+      description:
+        'Usage events are lost: the forwarder could not put them on the stream, and Lambda could not put them into the queue of undelivered events.',
     });
     const redrive = new lambda.EventSourceMapping(this, 'Redrive', {
       target: this.function,

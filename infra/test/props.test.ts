@@ -236,7 +236,7 @@ test('every alarm goes to the topic, when it rings and when it is over', () => {
   const metrics = new Set(alarms.map(({ properties }) => properties.MetricName));
   for (const metric of [
     'IteratorAge', 'Errors', 'Throttles', 'ApproximateNumberOfMessagesVisible', 'ApproximateAgeOfOldestMessage',
-    'FailedInvocations', 'InvocationsFailedToBeSentToDlq', 'WriteProvisionedThroughputExceeded',
+    'FailedInvocations', 'InvocationsFailedToBeSentToDlq', 'WriteProvisionedThroughputExceeded', 'DestinationDeliveryFailures',
   ]) {
     assert.ok(metrics.has(metric), `no alarm on ${metric}`);
   }
@@ -245,6 +245,21 @@ test('every alarm goes to the topic, when it rings and when it is over', () => {
     assert.ok(properties.AlarmDescription, path);
     assert.equal(properties.TreatMissingData, 'notBreaching', path);
   }
+});
+
+test('an alarm rings when records come and the worker is not invoked, which has no iterator age then', () => {
+  const { app } = synthesise({});
+  const { properties } = app.one('AWS::CloudWatch::Alarm', ({ path }) => path.includes('Ingest/NotRead'));
+  const [expression, ...others] = properties.Metrics;
+  assert.equal(expression.Expression, 'IF(FILL(records, 0) > 0 AND FILL(invocations, 0) == 0, 1, 0)');
+  const metrics = Object.fromEntries(others.map(({ Id, MetricStat }: any) => [Id, MetricStat]));
+  assert.deepEqual(metrics.records.Metric.Dimensions, [{ Name: 'StreamName', Value: ref(app.one('AWS::Kinesis::Stream')) }]);
+  assert.equal(metrics.records.Metric.MetricName, 'IncomingRecords');
+  assert.deepEqual(metrics.invocations.Metric.Dimensions, [{ Name: 'FunctionName', Value: ref(worker(app)) }]);
+  assert.equal(metrics.invocations.Metric.MetricName, 'Invocations');
+  assert.deepEqual([metrics.records.Stat, metrics.invocations.Stat], ['Sum', 'Sum']);
+  // A batching window of 5 minutes, the longest, ends within three periods.
+  assert.deepEqual([properties.EvaluationPeriods, properties.Threshold], [3, 0]);
 });
 
 test('the outputs that an operator needs', () => {

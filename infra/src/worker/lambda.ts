@@ -2,7 +2,7 @@ import { CfnOutput, Duration } from 'aws-cdk-lib';
 import * as lambda from 'aws-cdk-lib/aws-lambda';
 import { S3OnFailureDestination } from 'aws-cdk-lib/aws-lambda-event-sources';
 import * as s3 from 'aws-cdk-lib/aws-s3';
-import { GraphWidget } from 'aws-cdk-lib/aws-cloudwatch';
+import { GraphWidget, MathExpression } from 'aws-cdk-lib/aws-cloudwatch';
 import { Construct } from 'constructs';
 
 import { addAlarm, PERIOD } from '../common';
@@ -131,6 +131,23 @@ export function lambdaWorker(scope: Construct, context: WorkerContext, props: La
     periods: 3,
     description: 'The worker is not invoked as often as it should be: concurrency is exhausted. Events wait.',
   });
+  addAlarm(scope, 'NotRead', common, {
+    // Without invocations there is no iterator age to ring at.
+    metric: new MathExpression({
+      label: 'Not read',
+      expression: 'IF(FILL(records, 0) > 0 AND FILL(invocations, 0) == 0, 1, 0)',
+      usingMetrics: {
+        records: stream.metricIncomingRecords({ period: PERIOD, statistic: 'Sum' }),
+        invocations: worker.metricInvocations({ period: PERIOD, statistic: 'Sum' }),
+      },
+      period: PERIOD,
+    }),
+    above: 0,
+    periods: 3,
+    description:
+      'Usage events reach the stream, and the worker is not invoked: its event source mapping is disabled, or may not read the stream. ' +
+      'Events wait, and are lost after its retention. The function of the output WorkerFunction has the mapping, and its state the reason.',
+  });
   new CfnOutput(scope, 'WorkerFunction', { value: worker.functionName, description: 'The worker' });
   const metrics = { period: PERIOD };
   return {
@@ -172,6 +189,9 @@ function checkProps({ giveUp, ...props }: LambdaWorkerProps): void {
   checkInteger('memorySize', props.memorySize, 128, 10_240);
   checkDuration('timeout', props.timeout, 'seconds', 60, 900);
   checkInteger('reservedConcurrentExecutions', props.reservedConcurrentExecutions, 1);
+  if (props.startAt instanceof Date && Number.isNaN(props.startAt.getTime())) {
+    refuse('startAt', 'Invalid Date', "'trim-horizon', or a time");
+  }
   if (giveUp && giveUp.maxRecordAge === undefined && giveUp.retryAttempts === undefined) {
     throw new Error('giveUp: neither maxRecordAge nor retryAttempts is given');
   }
