@@ -47,6 +47,7 @@ export const ASSUMPTIONS = {
   worker: { memoryMb: 512, milliseconds: 250, logKb: 1, batchSize: 1000, windowSeconds: 1 },
   onDemandShards: 4,
   fargate: { tasks: 2, vcpu: 0.5, memoryGb: 1, leaseWritesPerShardMinute: 18, scansPerTaskSecond: 0.5 },
+  /** Each metric of an alarm costs. */
   alarms: { lambda: 21, fargate: 23 },
   /** Metrics counted from logs. */
   customMetrics: { lambda: 0, fargate: 2 },

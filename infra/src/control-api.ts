@@ -69,7 +69,7 @@ export class ControlApi extends Construct {
     const { common, stream, deadLetters } = props;
     this.failedTenantEvents = new DeadLetterQueue(this, 'FailedTenantEvents', {
       common,
-      description: 'Events about tenants that are not yet carried out in Amberflo.',
+      description: 'Events about tenants that are not yet carried out in Amberflo; the output FailedTenantEventsQueue names the queue.',
     });
     this.function = controlApiFunction(this, 'Admin', props, (invoker) => this.#onInvoker(invoker));
     stream.grant(

@@ -43,7 +43,7 @@ export class Forwarder extends Construct {
     const { common, stream } = props;
     this.undelivered = new DeadLetterQueue(this, 'Undelivered', {
       common,
-      description: 'Usage events that did not reach the stream, and are not billed. Redrive them with the event source mapping.',
+      description: 'Usage events that did not reach the stream, and are not billed. Redrive them with the event source mapping of the output RedriveMapping.',
       // Six times the function's, as Lambda asks for.
       visibilityTimeout: Duration.seconds(6 * TIMEOUT.toSeconds()),
     });

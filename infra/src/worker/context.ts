@@ -45,7 +45,7 @@ export function addLagAlarms(scope: Construct, { common, retention }: WorkerCont
     metric: age,
     above: Duration.minutes(15).toMilliseconds(),
     periods: 2,
-    description: 'Usage events wait for a quarter of an hour: Amberflo is down, refuses our key, or traffic exceeds the limits.',
+    description: 'Usage events wait for a quarter of an hour: Amberflo is down or refuses our key, its secret cannot be read, or traffic exceeds the limits. The log of the worker says which.',
   });
   addAlarm(scope, 'Expiring', common, {
     metric: age,

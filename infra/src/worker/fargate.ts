@@ -16,7 +16,7 @@ import { MetricsScrape, warnOfHiddenTasks } from './metrics-scrape';
 /** A worker as a service of Fargate tasks. */
 export interface FargateWorkerProps {
   /**
-   * The image, whose entrypoint is the worker's program, at `/ingest-worker`. `make dist` says how to build one. It runs as
+   * The image, whose entrypoint is the worker's program, at `/ingest-worker`. The README says how to build one. It runs as
    * user 65532, without capabilities, and cannot write to its root file system.
    */
   readonly image: ecs.ContainerImage;

@@ -146,7 +146,9 @@ export function lambdaWorker(scope: Construct, context: WorkerContext, props: La
     // nothing.
     whenMissing: true,
     periods: 2,
-    description: 'Nobody reads the stream: the event source mapping of the worker is off, or may not read. Usage events wait in the stream.',
+    description:
+      'Nobody reads the stream: the event source mapping of the worker is off, or may not read. Usage events wait, and are lost after ' +
+      'its retention. The function of the output WorkerFunction has the mapping, and its state the reason.',
   });
   new CfnOutput(scope, 'WorkerFunction', { value: worker.functionName, description: 'The worker' });
   const metrics = { period: PERIOD };
@@ -189,6 +191,9 @@ function checkProps({ giveUp, ...props }: LambdaWorkerProps): void {
   checkInteger('memorySize', props.memorySize, 128, 10_240);
   checkDuration('timeout', props.timeout, 'seconds', 60, 900);
   checkInteger('reservedConcurrentExecutions', props.reservedConcurrentExecutions, 1);
+  if (props.startAt instanceof Date && Number.isNaN(props.startAt.getTime())) {
+    refuse('startAt', 'Invalid Date', "'trim-horizon', or a time");
+  }
   if (giveUp && giveUp.maxRecordAge === undefined && giveUp.retryAttempts === undefined) {
     throw new Error('giveUp: neither maxRecordAge nor retryAttempts is given');
   }
