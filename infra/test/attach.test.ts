@@ -4,7 +4,8 @@ import { describe, test } from 'node:test';
 import { ControlPlane, EventManager } from '@cdklabs/sbt-aws';
 import { App, Duration, Stack } from 'aws-cdk-lib';
 import { Annotations, Match } from 'aws-cdk-lib/assertions';
-import { EventBus } from 'aws-cdk-lib/aws-events';
+import { EventBus, Rule } from 'aws-cdk-lib/aws-events';
+import { SnsTopic } from 'aws-cdk-lib/aws-events-targets';
 import * as kms from 'aws-cdk-lib/aws-kms';
 import { Topic } from 'aws-cdk-lib/aws-sns';
 
@@ -96,6 +97,15 @@ describe('attachTo takes back what SBT and we made for the forwarder', () => {
       }
     });
   }
+});
+
+test('attachTo removes no targets of yours', () => {
+  const stack = new Stack(newApp(), 'ControlPlane');
+  const metering = new AmberfloMetering(stack, 'AmberfloMetering', meteringProps());
+  const controlPlane = new ControlPlane(stack, 'SBT', { systemAdminEmail: 'admin@example.com', metering });
+  const rule = controlPlane.node.findChild('Metering').node.findChild('ingestUsageRule') as Rule;
+  rule.addTarget(new SnsTopic(new Topic(stack, 'Mine')));
+  assert.throws(() => metering.attachTo(controlPlane.eventManager), /ingestUsageRule\/Resource: has 2 targets; attachTo would remove them all/);
 });
 
 describe('the archive', () => {

@@ -169,6 +169,14 @@ function checkLayout(name: string, layout: Layout, props: AmberfloMeteringProps 
         const rules = app.all(RULE).filter((rule) => matches(rule, customerEvent(layout.sbt, name)));
         const reached = targetsOf(rules).filter(({ Arn }) => Arn === attribute(controlApi(app), 'Arn'));
         assert.equal(reached.length, 1, name);
+        const [rule] = rules.filter(({ properties }) => properties.Targets.some(({ Arn }: any) => Arn === attribute(controlApi(app), 'Arn')));
+        const queue = app.referred(reached[0].DeadLetterConfig.Arn);
+        assert.equal(queue.type, QUEUE, 'what EventBridge cannot bring to the function lies in a queue');
+        const policy = app.one('AWS::SQS::QueuePolicy', ({ properties }) => properties.Queues.includes(ref(queue)));
+        assert.match(JSON.stringify(policy.properties), /"events.amazonaws.com".*:rule\/\*|:rule\/\*.*"events.amazonaws.com"/);
+        if (policy.stack === rule.stack) {
+          assert.ok(rule.raw.DependsOn.includes(policy.logicalId));
+        }
       }
       const config = app.one('AWS::Lambda::EventInvokeConfig', ({ properties }) => properties.FunctionName === ref(controlApi(app)));
       assert.equal(app.referred(config.properties.DestinationConfig.OnFailure.Destination).type, QUEUE);
