@@ -1,21 +1,23 @@
-/** What the construct decides itself. */
-const OWN = [
-  'AMBERFLO_BASE_URL', 'API_KEY_SECRET_NAME', 'API_KEY_SECRET_ID', 'STREAM', 'DEAD_LETTER_QUEUE', 'LEASE_TABLE', 'AUTH',
-  'EVENT_BUS', 'EVENT_SOURCE', 'EVENT_DETAIL_TYPE', 'RATE_REQUESTS_PER_SECOND', 'LOG_FORMAT', 'PARTITION_KEY_PATH',
-  // Beside the secret's name the programs refuse it, and would not start.
-  'AMBERFLO_API_KEY_FILE',
+/** Settings of worker and control API that are the user's of the construct to make. */
+export const SETTINGS = [
+  'ALLOW_AFLO_DIMENSIONS', 'AMBERFLO_INGEST_URL', 'API_KEY_REFRESH', 'BATCH_LINGER', 'BATCH_MAX_BYTES', 'BATCH_MAX_EVENTS',
+  'BUFFER_MAX_BYTES', 'CALLER_REQUESTS_PER_SECOND', 'DEDUP_MAX_KEYS', 'DEDUP_WINDOW', 'LOG', 'MAX_EVENT_AGE', 'MAX_EVENT_AHEAD',
+  'MAX_IN_FLIGHT', 'METER_HOURLY_BUDGET', 'REQUEST_TIMEOUT',
 ];
-/** What must not lie in a template, where everybody can read it. */
-const SECRET = ['AMBERFLO_API_KEY'];
+/** And of the AWS SDK, but for what the platform sets. */
+const AWS_SDK = /^AWS_(?!REGION$|DEFAULT_REGION$|ACCESS_KEY_ID$|SECRET_ACCESS_KEY$|SESSION_TOKEN$|LAMBDA_)[A-Z0-9_]+$/;
 
-/** Refuses settings that are not for the user of the construct to make. */
+/** Refuses settings that the construct makes itself, that do not exist, or that must not lie in a template. */
 export function checkSettings(settings: Record<string, string>): Record<string, string> {
   for (const name of Object.keys(settings)) {
-    if (SECRET.includes(name)) {
+    if (name === 'AMBERFLO_API_KEY') {
       throw new Error(`settings: ${name} would lie in the template for everybody to read; put it in Secrets Manager`);
     }
-    if (OWN.includes(name)) {
-      throw new Error(`settings: ${name} is made by the construct; there is a property for it, or nothing to choose`);
+    if (!SETTINGS.includes(name) && !AWS_SDK.test(name)) {
+      throw new Error(
+        `settings: ${name}; allowed are ${SETTINGS.join(', ')}, and those of the AWS SDK. ` +
+          'What the construct makes itself has a property, or leaves nothing to choose',
+      );
     }
   }
   return settings;

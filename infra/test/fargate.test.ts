@@ -341,8 +341,6 @@ describe('what cannot work is refused in one line', () => {
     ['a rate that is none', { requestsPerSecond: NaN }, {}, /^requestsPerSecond: /],
     ['a failover in no time', { failoverTime: Duration.millis(500) }, {}, /^failoverTime: .*; allowed is 1 to 3600 seconds, whole$/],
     ['a drain that ECS cuts off', { shutdownGrace: Duration.minutes(2) }, {}, /^shutdownGrace: 2 minutes; allowed is 1 to 110 seconds/],
-    ['one name for all workers', {}, { settings: { WORKER_ID: 'worker' } }, /^settings: WORKER_ID is made by /],
-    ['a drain beside shutdownGrace', {}, { settings: { SHUTDOWN_GRACE: '60s' } }, /^settings: SHUTDOWN_GRACE is made by /],
   ];
   for (const [name, worker, metering, message] of refused) {
     test(name, () => assert.throws(() => new FargateApp(worker, metering), { message }));

@@ -41,14 +41,6 @@ describe('properties that cannot be are refused in one line', () => {
       { settings: { AMBERFLO_API_KEY: 'k' } },
       'settings: AMBERFLO_API_KEY would lie in the template for everybody to read; put it in Secrets Manager',
     ],
-    [
-      { settings: { STREAM: 'kinesis:x' } },
-      'settings: STREAM is made by the construct; there is a property for it, or nothing to choose',
-    ],
-    [
-      { settings: { AMBERFLO_API_KEY_FILE: '/key' } },
-      'settings: AMBERFLO_API_KEY_FILE is made by the construct; there is a property for it, or nothing to choose',
-    ],
   ];
   for (const [props, message] of refused) {
     test(message, () => {
@@ -200,17 +192,26 @@ describe('the functions', () => {
     }
   });
 
+  test('settings that do not exist, or are not for the user to make, are refused with those that are', () => {
+    for (const name of ['STREAM', 'AMBERFLO_API_KEY_FILE', 'WORKER_ID', 'AWS_REGION', 'LOG_LEVEL', 'log']) {
+      assert.throws(
+        () => new AmberfloMetering(new Stack(newApp(), 'Metering'), 'AmberfloMetering', meteringProps({ settings: { [name]: 'x' } })),
+        new RegExp(`^Error: settings: ${name}; allowed are ALLOW_AFLO_DIMENSIONS, .*, REQUEST_TIMEOUT, and those of the AWS SDK`),
+      );
+    }
+  });
+
   test('settings reach worker and control API, and the secret only by name', () => {
     const { app } = synthesise({
-      settings: { LOG_LEVEL: 'debug' },
+      settings: { LOG: 'debug', AWS_MAX_ATTEMPTS: '5' },
       amberfloAPIKeySecretName: 'prod/amberflo',
       amberfloAPIKeySecretId: 'key',
       amberfloBaseUrl: 'https://eu.amberflo.io',
     });
     for (const handler of [worker(app), app.one(FUNCTION, ({ path }) => path.includes('ControlApi/Admin'))]) {
-      const { LOG_LEVEL, API_KEY_SECRET_NAME, API_KEY_SECRET_ID, AMBERFLO_BASE_URL } = envOf(handler);
+      const { LOG, API_KEY_SECRET_NAME, API_KEY_SECRET_ID, AMBERFLO_BASE_URL } = envOf(handler);
       assert.deepEqual(
-        [LOG_LEVEL, API_KEY_SECRET_NAME, API_KEY_SECRET_ID, AMBERFLO_BASE_URL],
+        [LOG, API_KEY_SECRET_NAME, API_KEY_SECRET_ID, AMBERFLO_BASE_URL],
         ['debug', 'prod/amberflo', 'key', 'https://eu.amberflo.io'],
       );
     }

@@ -70,10 +70,6 @@ export interface FargateWorkerProps {
   readonly metricsScrape?: MetricsScrape;
 }
 
-/** Settings that are the same for all tasks, and that the construct decides itself. */
-const OWN = [
-  'ADMIN_LISTEN', 'AWS_REGION', 'CREATE_LEASE_TABLE', 'FAILOVER_TIME', 'INITIAL_POSITION', 'SHUTDOWN_GRACE', 'WORKER_ID',
-];
 /** A new on-demand stream has as many shards. */
 const ON_DEMAND_SHARDS = 4;
 /** The user `nonroot` of distroless images; a number needs no /etc/passwd. */
@@ -139,7 +135,7 @@ interface TaskSize {
   readonly shutdownGrace: Duration;
 }
 
-function checked(props: FargateWorkerProps, { common, shardCount }: WorkerContext): TaskSize {
+function checked(props: FargateWorkerProps, { shardCount }: WorkerContext): TaskSize {
   const minTasks = props.minTasks ?? 2;
   checkInteger('minTasks', minTasks, 1);
   const useful = Math.max(minTasks, shardCount ?? ON_DEMAND_SHARDS);
@@ -165,9 +161,6 @@ function checked(props: FargateWorkerProps, { common, shardCount }: WorkerContex
   checkDuration('failoverTime', failoverTime, 'seconds', 1, 3600);
   const shutdownGrace = props.shutdownGrace ?? Duration.seconds(25);
   checkDuration('shutdownGrace', shutdownGrace, 'seconds', 1, MAX_STOP.minus(STOP_MARGIN).toSeconds());
-  for (const name of OWN.filter((name) => name in common.settings)) {
-    throw new Error(`settings: ${name} is made by WorkerCompute.fargate; there is a property for it, or nothing to choose`);
-  }
   return { minTasks, maxTasks, cpu, memory, requestsPerSecond, failoverTime, shutdownGrace };
 }
 
