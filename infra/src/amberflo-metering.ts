@@ -22,6 +22,8 @@ import { WorkerCompute } from './worker/compute';
 import { Worker } from './worker/context';
 
 const RETENTION = Duration.days(7);
+/** Of each event manager, the accounts of Amberflo that its usage events go to, and which construct brings them there. */
+const ACCOUNTS = new WeakMap<EventManagerLike, Map<string, string>>();
 
 /** How metering is set up. Every property has a default. */
 export interface AmberfloMeteringProps {
@@ -191,6 +193,7 @@ export class AmberfloMetering extends Construct implements IMetering {
 
   #attach(how: 'eventManager' | 'attachTo', eventManager: EventManagerLike, scope: Construct): void {
     this.#checkDetached();
+    this.#checkAlone(eventManager);
     this.#attached = how;
     const forwarder = (this.#forwarder = new Forwarder(scope, 'Forwarder', this.#forwarderProps()));
     const target = new StreamTarget({ ...this.#forwarderProps(), undelivered: forwarder.undelivered }, (rule) => this.#onRule(rule));
@@ -234,6 +237,18 @@ export class AmberfloMetering extends Construct implements IMetering {
     if (length > 1) {
       throw new Error(`${rule.node.path}: has ${length} targets; attachTo would remove them all: give the others a rule of their own`);
     }
+  }
+
+  /** Two of these on one bus, with one account of Amberflo, bill every event twice. */
+  #checkAlone(eventManager: EventManagerLike): void {
+    const { AMBERFLO_BASE_URL, API_KEY_SECRET_NAME, API_KEY_SECRET_ID } = this.#common.settings;
+    const account = [AMBERFLO_BASE_URL, API_KEY_SECRET_NAME, API_KEY_SECRET_ID].join(' ');
+    const accounts = ACCOUNTS.get(eventManager) ?? new Map<string, string>();
+    const other = accounts.get(account);
+    if (other) {
+      throw new Error(`${this.node.path}: ${other} brings the same usage events to the same account of Amberflo: they would be billed twice`);
+    }
+    ACCOUNTS.set(eventManager, accounts.set(account, this.node.path));
   }
 
   #checkDetached(): void {

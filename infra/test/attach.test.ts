@@ -246,6 +246,18 @@ describe('two of it', () => {
       }
     });
   }
+
+  test('on one bus are billed twice, unless they have accounts of their own', () => {
+    const stack = new Stack(newApp(), 'Metering');
+    const eventManager = new EventManager(stack, 'EventManager');
+    new AmberfloMetering(stack, 'One', meteringProps({ eventManager }));
+    new AmberfloMetering(stack, 'Test', meteringProps({ eventManager, amberfloAPIKeySecretName: 'AmberfloTest' }));
+    const two = new AmberfloMetering(stack, 'Two', meteringProps());
+    assert.throws(
+      () => two.attachTo(eventManager),
+      { message: 'Metering/Two: Metering/One brings the same usage events to the same account of Amberflo: they would be billed twice' },
+    );
+  });
 });
 
 /** Asserts that one rule takes the event, to one target of that type. */

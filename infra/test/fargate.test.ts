@@ -339,6 +339,7 @@ describe('what cannot work is refused in one line', () => {
     ['memory between two steps', { cpu: 512, memory: 1500 }, {}, /^memory: 1500; /],
     ['a negative rate', { requestsPerSecond: -1 }, {}, /^requestsPerSecond: -1; allowed is 0 \(off\), or /],
     ['a rate that is none', { requestsPerSecond: NaN }, {}, /^requestsPerSecond: /],
+    ['a start at no time', { startAt: new Date('yesterday') }, {}, /^startAt: "Invalid Date"; allowed is 'trim-horizon', 'latest', or a time$/],
     ['a failover in no time', { failoverTime: Duration.millis(500) }, {}, /^failoverTime: .*; allowed is 1 to 3600 seconds, whole$/],
     ['a drain that ECS cuts off', { shutdownGrace: Duration.minutes(2) }, {}, /^shutdownGrace: 2 minutes; allowed is 1 to 110 seconds/],
   ];

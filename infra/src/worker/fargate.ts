@@ -152,6 +152,9 @@ function checked(props: FargateWorkerProps, { shardCount }: WorkerContext): Task
   if (!(memory >= from && memory <= to && memory % step === 0)) {
     refuse('memory', memory, `${from} to ${to} MiB in steps of ${step}, with a cpu of ${cpu}`);
   }
+  if (props.startAt instanceof Date && Number.isNaN(props.startAt.getTime())) {
+    refuse('startAt', 'Invalid Date', "'trim-horizon', 'latest', or a time");
+  }
   const requestsPerSecond = props.requestsPerSecond ?? 10;
   const isRate = requestsPerSecond === 0 || (requestsPerSecond >= 0.001 && requestsPerSecond <= 1e6);
   if (!Token.isUnresolved(requestsPerSecond) && !isRate) {
