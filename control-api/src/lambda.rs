@@ -140,7 +140,7 @@ impl Function {
     /// For a request never; for an event about a tenant when it could not be done: Lambda sends it again, and at last to
     /// where the function's failures go. For any other event, with what it is.
     pub async fn answer(&self, event: Value, deadline: UnixMillis) -> anyhow::Result<Box<RawValue>> {
-        let left = Duration::from_millis((deadline - self.clock.now()).try_into().unwrap_or(0));
+        let left = self.clock.until(deadline);
         let limit = left - MARGIN.min(left / 5);
         self.refresh_key(left / 5).await;
         // A request must not be taken for an event, whatever is in it.

@@ -45,6 +45,12 @@ impl Clock {
     pub fn since(&self, then: UnixMillis) -> Duration {
         Duration::from_millis(u64::try_from(self.now() - then).unwrap_or(0))
     }
+
+    /// How long it is until `then`; zero when it lies in the past.
+    #[must_use]
+    pub fn until(&self, then: UnixMillis) -> Duration {
+        Duration::from_millis(u64::try_from(then - self.now()).unwrap_or(0))
+    }
 }
 
 /// A duration as whole milliseconds, saturating.

@@ -49,7 +49,7 @@ impl Forwarder {
     /// An error has the whole payload come again.
     async fn answer(&self, event: LambdaEvent<Box<RawValue>>) -> Result<Answer, lambda_runtime::Error> {
         let deadline = i64::try_from(event.context.deadline).unwrap_or(i64::MAX);
-        let left = Duration::from_millis((deadline - self.clock.now()).try_into().unwrap_or(0));
+        let left = self.clock.until(deadline);
         let end = Instant::now() + left - MARGIN.min(left / 5);
         let forwarded = match Incoming::read(event.payload.get()) {
             Ok(Incoming::Event(event)) => self.forward(&event, end).await.map(|()| Answer::default()),

@@ -82,10 +82,10 @@ impl Function {
             let (expected, given) = (&self.stream, source.name());
             return Err(ConfigError(format!("STREAM: {expected}, but the event is of {given}; map only that one")));
         }
-        let left = (deadline - self.common.clock.now()).try_into().unwrap_or(0);
-        let ends = Ends::within(Duration::from_millis(left));
+        let left = self.common.clock.until(deadline);
+        let ends = Ends::within(left);
         let key = self.common.keys.subscribe();
-        self.refresh_key(Duration::from_millis(left) / 5).await;
+        self.refresh_key(left / 5).await;
         let mut answer = Answer::default();
         for (shard, records) in event.into_shards() {
             if let Some(first) = self.settle(shard, records, ends, key.clone()).await {

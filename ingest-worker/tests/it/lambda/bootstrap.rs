@@ -280,15 +280,20 @@ async fn settings_that_cannot_work_are_one_line_and_exit_code_2() {
     ] {
         let mut command = cloud.command("http://127.0.0.1:9");
         command.env("STREAM", "kinesis:events");
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-        let output = run(&mut command).await;
-        let stderr = text(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{name}={value:?}: {stderr}");
-        let lines: Vec<_> = stderr.lines().filter(|line| !line.is_empty() && !line.contains("--help")).collect();
-        assert!(lines.len() == 1 && lines[0].contains(expected), "{name}={value:?}: {stderr}");
-        assert!(!stderr.contains(KEY) && !stderr.contains("panicked"), "{stderr}");
+        assert_refused(&mut command, name, value, expected).await;
     }
+}
+
+/// With this value of a setting the program ends with exit code 2 and one line that says `expected`, and no secret.
+pub async fn assert_refused(command: &mut Command, name: &str, value: Option<&str>, expected: &str) {
+    match value {
+        Some(value) => command.env(name, value),
+        None => command.env_remove(name),
+    };
+    let output = run(command).await;
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{name}={value:?}: {stderr}");
+    let lines: Vec<_> = stderr.lines().filter(|line| !line.is_empty() && !line.contains("--help")).collect();
+    assert!(lines.len() == 1 && lines[0].contains(expected), "{name}={value:?}: {stderr}");
+    assert!(!stderr.contains(KEY) && !stderr.contains("panicked"), "{stderr}");
 }

@@ -10,9 +10,9 @@ use tempfile::TempDir;
 use tokio::process::Command;
 use tokio::time::Instant;
 
-use super::bootstrap::{Bootstrap, Cloud, LIMIT, Made, RuntimeApi, command, failures};
+use super::bootstrap::{Bootstrap, Cloud, LIMIT, Made, RuntimeApi, assert_refused, command, failures};
 use super::{SHARD, record_in};
-use crate::process::{Amberflo, run, text};
+use crate::process::Amberflo;
 use kinesis::{Fate, Kinesis, Stored};
 
 /// As no program of ours would write it.
@@ -260,15 +260,7 @@ async fn settings_that_cannot_work_are_one_line_and_exit_code_2() {
         ("AWS_REGION", None, "AWS_REGION"),
     ] {
         let mut command = forwarder(&dir, &runtime, "http://127.0.0.1:9", "kinesis:events", &[]);
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-        let output = run(&mut command).await;
-        let stderr = text(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{name}={value:?}: {stderr}");
-        let lines: Vec<_> = stderr.lines().filter(|line| !line.is_empty() && !line.contains("--help")).collect();
-        assert!(lines.len() == 1 && lines[0].contains(expected), "{name}={value:?}: {stderr}");
+        assert_refused(&mut command, name, value, expected).await;
     }
 }
 
