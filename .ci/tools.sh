@@ -1,6 +1,23 @@
 # Sourced by the scripts that install pinned tools of the tests under target/tools. Quick where they are installed
 # already: the copy of the list of versions is made last, and says that the installation is complete.
 
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+tools=$root/target/tools
+mkdir -p "$tools"
+missing=0
+
+# need NAME HOW DIRECTORY ARGUMENT...: installs something in a directory, or says that it could not.
+need() {
+    local name=$1
+    shift
+    "$@" || { echo "setup: $name could not be installed in $2" >&2; missing=1; }
+}
+
+# installed: the end of a script. With CI=true it is an error where something could not be installed.
+installed() {
+    [ "${CI:-}" != true ] || exit $missing
+}
+
 # from_pypi DIRECTORY LIST: a virtual environment with the packages of a requirements.txt.
 from_pypi() {
     cmp -s "$2" "$1/requirements.txt" && return

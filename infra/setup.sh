@@ -5,16 +5,15 @@
 set -uo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
-root=$(cd "$here/.." && pwd)
-tools=$root/target/tools
-failed=0
-. "$root/.ci/tools.sh"
+. "$here/../.ci/tools.sh"
 
-mkdir -p "$tools"
-installed=$here/node_modules/.installed-lock.json
-cmp -s "$here/package-lock.json" "$installed" ||
-    { (cd "$here" && npm ci --silent --ignore-scripts --no-audit --no-fund) && cp "$here/package-lock.json" "$installed"; } ||
-    { echo "setup: the npm packages of infra could not be installed in $here" >&2; failed=1; }
-from_pypi "$tools/cfn-lint" "$here/test/cfn-lint/requirements.txt" ||
-    { echo "setup: cfn-lint could not be installed in $tools/cfn-lint" >&2; failed=1; }
-[ "${CI:-}" != true ] || exit $failed
+# in_place DIRECTORY: the packages of its own package-lock.json.
+in_place() {
+    local copy=$1/node_modules/.installed-lock.json
+    cmp -s "$1/package-lock.json" "$copy" && return
+    (cd "$1" && npm ci --silent --ignore-scripts --no-audit --no-fund) && cp "$1/package-lock.json" "$copy"
+}
+
+need 'the npm packages of infra' in_place "$here"
+need 'cfn-lint' from_pypi "$tools/cfn-lint" "$here/test/cfn-lint/requirements.txt"
+installed

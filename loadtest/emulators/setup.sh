@@ -5,14 +5,8 @@
 set -uo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
-root=$(cd "$here/../.." && pwd)
-tools=$root/target/tools
-failed=0
-. "$root/.ci/tools.sh"
+. "$here/../../.ci/tools.sh"
 
-mkdir -p "$tools"
-from_pypi "$tools/moto" "$here/requirements.txt" ||
-    { echo "setup: moto could not be installed in $tools/moto" >&2; failed=1; }
-from_npm "$tools/kinesis" "$here/js" ||
-    { echo "setup: kinesis-local could not be installed in $tools/kinesis" >&2; failed=1; }
-[ "${CI:-}" != true ] || exit $failed
+need 'moto' from_pypi "$tools/moto" "$here/requirements.txt"
+need 'kinesis-local' from_npm "$tools/kinesis" "$here/js"
+installed

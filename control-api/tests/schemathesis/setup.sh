@@ -4,11 +4,7 @@
 set -uo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
-root=$(cd "$here/../../.." && pwd)
-failed=0
-. "$root/.ci/tools.sh"
+. "$here/../../../.ci/tools.sh"
 
-mkdir -p "$root/target/tools"
-from_pypi "$root/target/tools/schemathesis" "$here/requirements.txt" ||
-    { echo "setup: schemathesis could not be installed in $root/target/tools/schemathesis" >&2; failed=1; }
-[ "${CI:-}" != true ] || exit $failed
+need 'schemathesis' from_pypi "$tools/schemathesis" "$here/requirements.txt"
+installed

@@ -5,16 +5,9 @@
 set -uo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
-root=$(cd "$here/../../.." && pwd)
-tools=$root/target/tools
-failed=0
-. "$root/.ci/tools.sh"
+. "$here/../../../.ci/tools.sh"
 
-mkdir -p "$tools"
-from_pypi "$tools/ministack" "$here/requirements.txt" ||
-    { echo "setup: ministack could not be installed in $tools/ministack" >&2; failed=1; }
-from_npm "$tools/emit-node" "$root/infra/examples/emit/node" ||
-    { echo "setup: the client of infra/examples/emit/node could not be installed in $tools/emit-node" >&2; failed=1; }
-from_pypi "$tools/emit-python" "$root/infra/examples/emit/python/requirements.txt" ||
-    { echo "setup: the client of infra/examples/emit/python could not be installed in $tools/emit-python" >&2; failed=1; }
-[ "${CI:-}" != true ] || exit $failed
+need 'ministack' from_pypi "$tools/ministack" "$here/requirements.txt"
+need 'the client of infra/examples/emit/node' from_npm "$tools/emit-node" "$root/infra/examples/emit/node"
+need 'the client of infra/examples/emit/python' from_pypi "$tools/emit-python" "$root/infra/examples/emit/python/requirements.txt"
+installed

@@ -5,14 +5,8 @@
 set -uo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
-root=$(cd "$here/../../.." && pwd)
-tools=$root/target/tools
-failed=0
-. "$root/.ci/tools.sh"
+. "$here/../../../.ci/tools.sh"
 
-mkdir -p "$tools"
-from_pypi "$tools/python" "$here/requirements.txt" ||
-    { echo "setup: boto3 and the AWS CLI could not be installed in $tools/python" >&2; failed=1; }
-from_npm "$tools/js" "$here/js" ||
-    { echo "setup: the AWS SDK for JavaScript could not be installed in $tools/js" >&2; failed=1; }
-[ "${CI:-}" != true ] || exit $failed
+need 'boto3 and the AWS CLI' from_pypi "$tools/python" "$here/requirements.txt"
+need 'the AWS SDK for JavaScript' from_npm "$tools/js" "$here/js"
+installed
