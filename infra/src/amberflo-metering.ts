@@ -12,7 +12,7 @@ import { addAlarm, Common, PERIOD, sameStack, suppressNag } from './common';
 import { ControlApi, Scopes } from './control-api';
 import { MeteringDashboard } from './dashboard';
 import { DeadLetterQueue } from './dead-letter-queue';
-import { addUsageTarget, EventManagerLike, UsageRule, usageRule } from './event-manager';
+import { addUsageTarget, EventManagerLike, ruleOf, UsageRule, usageRule } from './event-manager';
 import { addRuleAlarms, Forwarder, ForwarderProps, StreamTarget } from './forwarder';
 import { serveRule } from './rule-permissions';
 import { RustCode } from './rust-function';
@@ -114,7 +114,6 @@ export class AmberfloMetering extends Construct implements IMetering {
   #forwarder?: Forwarder;
   /** The rule for usage events, and what we have added to it. */
   #rule?: UsageRule;
-  #sbtRule?: IConstruct;
   #rulePart?: Construct;
 
   constructor(scope: Construct, id: string, props: AmberfloMeteringProps = {}) {
@@ -205,14 +204,14 @@ export class AmberfloMetering extends Construct implements IMetering {
 
   /** SBT has made the function a target of its rule. */
   #onForwarderInvoker(invoker: Construct): void {
-    const rule = usageRule(invoker);
+    const rule = ruleOf(invoker);
     if (!rule) {
       return;
     }
     this.#checkDetached();
     this.#attached = 'forwarder';
     const { function: handler, undelivered } = this.#forwarder!;
-    serveRule(rule.rule, handler, undelivered);
+    serveRule(rule, handler, undelivered);
     this.#onRule(invoker);
   }
 
@@ -220,7 +219,7 @@ export class AmberfloMetering extends Construct implements IMetering {
   #detachForwarder(): void {
     if (this.#attached === 'forwarder') {
       this.#checkOnlyTarget();
-      remove(this.#sbtRule);
+      remove(this.#rule?.rule.node.scope);
       remove(this.#rulePart);
       this.#attached = this.#rule = undefined;
     }
@@ -264,7 +263,6 @@ export class AmberfloMetering extends Construct implements IMetering {
       throw new Error(`${this.node.path}: the event manager's rule for usage events is none of CloudFormation's`);
     }
     this.#rule = rule;
-    this.#sbtRule = construct;
     const part = (this.#rulePart = new Construct(this.#scopeIn(construct), 'Rule'));
     addRuleAlarms(part, this.#common, rule);
     if (this.#props.archive) {

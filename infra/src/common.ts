@@ -1,14 +1,15 @@
-import { Duration, RemovalPolicy, Stack } from 'aws-cdk-lib';
+import { CfnResource, Duration, RemovalPolicy, Stack } from 'aws-cdk-lib';
 import * as cloudwatch from 'aws-cdk-lib/aws-cloudwatch';
 import { SnsAction } from 'aws-cdk-lib/aws-cloudwatch-actions';
 import * as iam from 'aws-cdk-lib/aws-iam';
 import * as kms from 'aws-cdk-lib/aws-kms';
 import * as lambda from 'aws-cdk-lib/aws-lambda';
+import { SqsDestination } from 'aws-cdk-lib/aws-lambda-destinations';
 import * as logs from 'aws-cdk-lib/aws-logs';
 import * as secretsmanager from 'aws-cdk-lib/aws-secretsmanager';
 import * as sns from 'aws-cdk-lib/aws-sns';
+import * as sqs from 'aws-cdk-lib/aws-sqs';
 import { Construct, IConstruct } from 'constructs';
-import { CfnResource } from 'aws-cdk-lib';
 
 /** What every part of metering is told. */
 export interface Common {
@@ -78,8 +79,16 @@ export function addAlarm(scope: Construct, id: string, common: Pick<Common, 'ala
   return alarm;
 }
 
-/** Rings when Lambda can put an event, on which an asynchronous invocation failed for good, into no queue. */
-export function addLostAlarm(scope: Construct, common: Pick<Common, 'alarmTopic'>, handler: lambda.IFunction, lost: string): void {
+/**
+ * Has Lambda put the events into `queue` on which asynchronous invocations of `handler` fail for good, and rings when it
+ * cannot.
+ */
+export function keepFailures(scope: Construct, common: Pick<Common, 'alarmTopic'>, handler: lambda.Function, queue: sqs.IQueue, lost: string): void {
+  handler.configureAsyncInvoke({
+    retryAttempts: 2,
+    maxEventAge: Duration.hours(6),
+    onFailure: new SqsDestination(queue),
+  });
   addAlarm(scope, 'Lost', common, {
     metric: handler.metric('DestinationDeliveryFailures', { statistic: 'Sum', period: PERIOD }),
     above: 0,
@@ -89,6 +98,11 @@ export function addLostAlarm(scope: Construct, common: Pick<Common, 'alarmTopic'
 
 /** The time over which alarms and dashboard sum up. */
 export const PERIOD = Duration.minutes(5);
+
+/** An axis of the dashboard, from 0. */
+export function axis(label: string): cloudwatch.YAxisProps {
+  return { label, showUnits: false, min: 0 };
+}
 
 /** Says why a rule of cdk-nag does not fit a resource, in the form that cdk-nag reads. */
 export function suppressNag(construct: IConstruct, id: string, reason: string, appliesTo?: string[]): void {

@@ -4,10 +4,9 @@ import { HttpLambdaIntegration } from 'aws-cdk-lib/aws-apigatewayv2-integrations
 import * as iam from 'aws-cdk-lib/aws-iam';
 import * as kinesis from 'aws-cdk-lib/aws-kinesis';
 import * as lambda from 'aws-cdk-lib/aws-lambda';
-import { SqsDestination } from 'aws-cdk-lib/aws-lambda-destinations';
 import { Construct, IConstruct } from 'constructs';
 
-import { addLostAlarm, Common, grantApiKey, suppressNagOfKey } from './common';
+import { Common, grantApiKey, keepFailures, sameStack, suppressNagOfKey } from './common';
 import { DeadLetterQueue } from './dead-letter-queue';
 import { ruleOf, UsageRule } from './event-manager';
 import { serveRule } from './rule-permissions';
@@ -89,12 +88,7 @@ export class ControlApi extends Construct {
       'sqs:ChangeMessageVisibility',
     );
     common.encryptionKey?.grant(this.function, 'kms:Decrypt', 'kms:GenerateDataKey');
-    this.function.configureAsyncInvoke({
-      retryAttempts: 2,
-      maxEventAge: Duration.hours(6),
-      onFailure: new SqsDestination(this.failedTenantEvents),
-    });
-    addLostAlarm(this, common, this.function, 'Events about tenants');
+    keepFailures(this, common, this.function, this.failedTenantEvents, 'Events about tenants');
     suppressNagOfKey(this.function.role as iam.Role, common);
     new CfnOutput(this, 'FunctionName', { value: this.function.functionName, description: 'The admin API' });
     new CfnOutput(this, 'FailedTenantEventsQueue', {
@@ -139,11 +133,10 @@ export class ControlApi extends Construct {
    * refer to it, and the function is one of SBT's stack.
    */
   #ingestFunction(controlPlaneApi: ControlPlaneApiLike): lambda.IFunction {
-    const stack = Stack.of(controlPlaneApi);
-    if (stack === Stack.of(this)) {
+    if (sameStack(controlPlaneApi, this)) {
       return enableIngest(this.function, this.#props.usageRule);
     }
-    const ingest = controlApiFunction(stack, `AmberfloMeteringIngest${this.node.addr.slice(-8)}`, this.#props);
+    const ingest = controlApiFunction(Stack.of(controlPlaneApi), `AmberfloMeteringIngest${this.node.addr.slice(-8)}`, this.#props);
     return enableIngest(ingest, this.#props.usageRule);
   }
 }

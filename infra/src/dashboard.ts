@@ -1,16 +1,16 @@
 import { Duration, Stack } from 'aws-cdk-lib';
-import { Dashboard, GraphWidget, IWidget, MetricOptions, Row, TextWidget, YAxisProps } from 'aws-cdk-lib/aws-cloudwatch';
+import { Dashboard, GraphWidget, IWidget, MetricOptions, Row, TextWidget } from 'aws-cdk-lib/aws-cloudwatch';
 import * as kinesis from 'aws-cdk-lib/aws-kinesis';
 import { Construct } from 'constructs';
 
-import { PERIOD, sameStack } from './common';
+import { axis, PERIOD, sameStack } from './common';
 import { ControlApi } from './control-api';
 import { DeadLetterQueue } from './dead-letter-queue';
 import { UsageRule } from './event-manager';
 import { ruleMetric } from './forwarder';
 import { Worker } from './worker/context';
 
-const COUNT: YAxisProps = { label: 'count', showUnits: false, min: 0 };
+const COUNT = axis('count');
 const SUM: MetricOptions = { statistic: 'Sum', period: PERIOD };
 
 /** What the dashboard shows. */
@@ -114,7 +114,7 @@ function streamWidgets(stream: kinesis.Stream): IWidget[] {
       title: 'Stream: bytes',
       width: 8,
       left: [stream.metricIncomingBytes({ ...SUM, label: 'In' }), stream.metricGetRecordsBytes({ ...SUM, label: 'Out' })],
-      leftYAxis: { label: 'bytes', showUnits: false, min: 0 },
+      leftYAxis: axis('bytes'),
     }),
     new GraphWidget({
       title: 'Stream: throttled',
@@ -136,7 +136,7 @@ function queueWidget(title: string, queue: DeadLetterQueue): IWidget {
     left: [queue.metricApproximateNumberOfMessagesVisible({ ...most, label: 'Messages' })],
     leftYAxis: COUNT,
     right: [queue.metricApproximateAgeOfOldestMessage({ ...most, label: 'Age of the oldest' })],
-    rightYAxis: { label: 'seconds', showUnits: false, min: 0 },
+    rightYAxis: axis('seconds'),
     rightAnnotations: [{ value: Duration.days(14).toSeconds(), label: 'lost' }],
   });
 }
@@ -157,7 +157,7 @@ function controlApiWidgets({ function: handler }: ControlApi): IWidget[] {
       title: 'Admin API: duration',
       width: 12,
       left: ['p50', 'p99'].map((statistic) => handler.metricDuration({ statistic, period: PERIOD, label: statistic })),
-      leftYAxis: { label: 'ms', showUnits: false, min: 0 },
+      leftYAxis: axis('ms'),
     }),
   ];
 }

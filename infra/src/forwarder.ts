@@ -5,10 +5,9 @@ import { IRule, RuleTargetConfig } from 'aws-cdk-lib/aws-events';
 import * as iam from 'aws-cdk-lib/aws-iam';
 import * as kinesis from 'aws-cdk-lib/aws-kinesis';
 import * as lambda from 'aws-cdk-lib/aws-lambda';
-import { SqsDestination } from 'aws-cdk-lib/aws-lambda-destinations';
 import { Construct } from 'constructs';
 
-import { addAlarm, addLostAlarm, Common, PERIOD, suppressNagOfKey } from './common';
+import { addAlarm, Common, keepFailures, PERIOD, suppressNagOfKey } from './common';
 import { DeadLetterQueue } from './dead-letter-queue';
 import { UsageRule } from './event-manager';
 import { receiveFromRules } from './rule-permissions';
@@ -65,12 +64,7 @@ export class Forwarder extends Construct {
     this.function = forwarder.function;
     stream.grant(this.function, 'kinesis:PutRecord', 'kinesis:PutRecords');
     stream.encryptionKey?.grant(this.function, 'kms:GenerateDataKey');
-    this.function.configureAsyncInvoke({
-      retryAttempts: 2,
-      maxEventAge: Duration.hours(6),
-      onFailure: new SqsDestination(this.undelivered),
-    });
-    addLostAlarm(this, common, this.function, 'Usage events');
+    keepFailures(this, common, this.function, this.undelivered, 'Usage events');
     const redrive = new lambda.EventSourceMapping(this, 'Redrive', {
       target: this.function,
       eventSourceArn: this.undelivered.queueArn,

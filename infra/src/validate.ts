@@ -30,3 +30,10 @@ export function checkText(name: string, given: string | undefined, pattern: RegE
     refuse(name, given, allowed);
   }
 }
+
+/** Checks that a date is one; words that may stand in its place are not looked at. */
+export function checkTime(name: string, given: Date | string | undefined, allowed: string): void {
+  if (given instanceof Date && Number.isNaN(given.getTime())) {
+    refuse(name, 'Invalid Date', allowed);
+  }
+}

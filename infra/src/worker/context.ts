@@ -8,6 +8,12 @@ import { Construct } from 'constructs';
 import { addAlarm, Common, grantApiKey } from '../common';
 import { DeadLetterQueue } from '../dead-letter-queue';
 
+/** A new on-demand stream has as many shards. */
+export const ON_DEMAND_SHARDS = 4;
+/** The worker's limits for RATE_REQUESTS_PER_SECOND. */
+export const LEAST_RATE = 0.001;
+export const MOST_RATE = 1e6;
+
 /** What a worker works on. */
 export interface WorkerContext {
   readonly common: Common;

@@ -1,12 +1,12 @@
 import { Names } from 'aws-cdk-lib';
-import { GraphWidget, IWidget, Metric, YAxisProps } from 'aws-cdk-lib/aws-cloudwatch';
+import { GraphWidget, IWidget, Metric } from 'aws-cdk-lib/aws-cloudwatch';
 import * as dynamodb from 'aws-cdk-lib/aws-dynamodb';
 import * as ecs from 'aws-cdk-lib/aws-ecs';
 import * as kinesis from 'aws-cdk-lib/aws-kinesis';
 import * as logs from 'aws-cdk-lib/aws-logs';
 import { Construct } from 'constructs';
 
-import { addAlarm, PERIOD } from '../common';
+import { addAlarm, axis, PERIOD } from '../common';
 import { addLagAlarms, WorkerContext } from './context';
 
 /** After so many attempts in a row, which take two minutes or more, it is an outage. The worker logs powers of two. */
@@ -114,7 +114,6 @@ export function fargateAlarms(scope: Construct, context: WorkerContext, metrics:
 /** Rows of the dashboard. */
 export function fargateWidgets(metrics: FargateMetrics): IWidget[][] {
   const { iteratorAge, tasks, cpu, memory, leaseReads, leaseWrites, leaseThrottles, errors, outages } = metrics;
-  const axis = (label: string): YAxisProps => ({ label, showUnits: false, min: 0 });
   return [
     [
       new GraphWidget({ title: 'Workers: how old the events are that they read', width: 8, left: [iteratorAge], leftYAxis: axis('ms') }),

@@ -7,8 +7,8 @@ import * as logs from 'aws-cdk-lib/aws-logs';
 import { Construct } from 'constructs';
 
 import { suppressNag, suppressNagOfPolicy } from '../common';
-import { checkDuration, checkInteger, refuse } from '../validate';
-import { grantWorker, Worker, WorkerContext, workerSettings } from './context';
+import { checkDuration, checkInteger, checkTime, refuse } from '../validate';
+import { grantWorker, LEAST_RATE, MOST_RATE, ON_DEMAND_SHARDS, Worker, WorkerContext, workerSettings } from './context';
 import { scaleTasks } from './fargate-scaling';
 import { fargateAlarms, fargateMetrics, fargateWidgets } from './fargate-metrics';
 import { MetricsScrape, warnOfHiddenTasks } from './metrics-scrape';
@@ -70,8 +70,6 @@ export interface FargateWorkerProps {
   readonly metricsScrape?: MetricsScrape;
 }
 
-/** A new on-demand stream has as many shards. */
-const ON_DEMAND_SHARDS = 4;
 /** The user `nonroot` of distroless images; a number needs no /etc/passwd. */
 const USER = '65532:65532';
 /** What ECS waits for the process after SIGTERM, beyond the time that the worker itself allows for its drain. */
@@ -152,13 +150,11 @@ function checked(props: FargateWorkerProps, { shardCount }: WorkerContext): Task
   if (!(memory >= from && memory <= to && memory % step === 0)) {
     refuse('memory', memory, `${from} to ${to} MiB in steps of ${step}, with a cpu of ${cpu}`);
   }
-  if (props.startAt instanceof Date && Number.isNaN(props.startAt.getTime())) {
-    refuse('startAt', 'Invalid Date', "'trim-horizon', 'latest', or a time");
-  }
+  checkTime('startAt', props.startAt, "'trim-horizon', 'latest', or a time");
   const requestsPerSecond = props.requestsPerSecond ?? 10;
-  const isRate = requestsPerSecond === 0 || (requestsPerSecond >= 0.001 && requestsPerSecond <= 1e6);
+  const isRate = requestsPerSecond === 0 || (requestsPerSecond >= LEAST_RATE && requestsPerSecond <= MOST_RATE);
   if (!Token.isUnresolved(requestsPerSecond) && !isRate) {
-    refuse('requestsPerSecond', requestsPerSecond, '0 (off), or 0.001 to 1000000');
+    refuse('requestsPerSecond', requestsPerSecond, `0 (off), or ${LEAST_RATE} to ${MOST_RATE}`);
   }
   const failoverTime = props.failoverTime ?? Duration.seconds(10);
   checkDuration('failoverTime', failoverTime, 'seconds', 1, 3600);

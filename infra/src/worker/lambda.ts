@@ -5,17 +5,10 @@ import * as s3 from 'aws-cdk-lib/aws-s3';
 import { GraphWidget } from 'aws-cdk-lib/aws-cloudwatch';
 import { Construct } from 'constructs';
 
-import { addAlarm, PERIOD } from '../common';
+import { addAlarm, axis, PERIOD } from '../common';
 import { RustCode, RustFunction } from '../rust-function';
-import { checkDuration, checkInteger, refuse } from '../validate';
-import { addLagAlarms, grantWorker, Worker, WorkerContext, workerSettings } from './context';
-
-/** A new on-demand stream has as many shards. */
-const ON_DEMAND_SHARDS = 4;
-
-/** The worker's limits for RATE_REQUESTS_PER_SECOND. */
-const LEAST_RATE = 0.001;
-const MOST_RATE = 1e6;
+import { checkDuration, checkInteger, checkTime, refuse } from '../validate';
+import { addLagAlarms, grantWorker, LEAST_RATE, MOST_RATE, ON_DEMAND_SHARDS, Worker, WorkerContext, workerSettings } from './context';
 
 /** A worker as a Lambda function. */
 export interface LambdaWorkerProps {
@@ -160,21 +153,21 @@ export function lambdaWorker(scope: Construct, context: WorkerContext, props: La
           title: 'Worker: how old the events are that it works on',
           width: 8,
           left: [worker.metric('IteratorAge', { ...metrics, statistic: 'Maximum', label: 'Iterator age' })],
-          leftYAxis: { label: 'ms', showUnits: false, min: 0 },
+          leftYAxis: axis('ms'),
         }),
         new GraphWidget({
           title: 'Worker: invocations',
           width: 8,
           left: [worker.metricInvocations(metrics), worker.metricErrors(metrics), worker.metricThrottles(metrics)],
-          leftYAxis: { label: 'count', showUnits: false, min: 0 },
+          leftYAxis: axis('count'),
           right: [worker.metric('ConcurrentExecutions', { ...metrics, statistic: 'Maximum', label: 'At once' })],
-          rightYAxis: { label: 'at once', showUnits: false, min: 0 },
+          rightYAxis: axis('at once'),
         }),
         new GraphWidget({
           title: 'Worker: duration',
           width: 8,
           left: ['p50', 'p99', 'Maximum'].map((statistic) => worker.metricDuration({ ...metrics, statistic, label: statistic })),
-          leftYAxis: { label: 'ms', showUnits: false, min: 0 },
+          leftYAxis: axis('ms'),
           leftAnnotations: [{ value: timeout.toMilliseconds(), label: 'timeout' }],
         }),
       ],
@@ -191,9 +184,7 @@ function checkProps({ giveUp, ...props }: LambdaWorkerProps): void {
   checkInteger('memorySize', props.memorySize, 128, 10_240);
   checkDuration('timeout', props.timeout, 'seconds', 60, 900);
   checkInteger('reservedConcurrentExecutions', props.reservedConcurrentExecutions, 1);
-  if (props.startAt instanceof Date && Number.isNaN(props.startAt.getTime())) {
-    refuse('startAt', 'Invalid Date', "'trim-horizon', or a time");
-  }
+  checkTime('startAt', props.startAt, "'trim-horizon', or a time");
   if (giveUp && giveUp.maxRecordAge === undefined && giveUp.retryAttempts === undefined) {
     throw new Error('giveUp: neither maxRecordAge nor retryAttempts is given');
   }
