@@ -3,6 +3,7 @@
 pub mod event_bus;
 
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use clap::Parser as _;
@@ -11,6 +12,7 @@ use emulators::Moto;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use shared::clock::Clock;
+use tokio::net::TcpSocket;
 use tokio::time::Instant;
 
 use crate::harness::{Api, answer};
@@ -197,10 +199,10 @@ async fn an_answer_comes_in_time_though_the_bus_is_silent() {
 
 #[tokio::test]
 async fn a_bus_that_is_not_there_is_said_to_be_the_worker() {
-    let listener = crate::harness::listen().await;
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    drop(listener);
-    let api = api(&url).await;
+    // Bound without listening: calls are refused, and no other test is given the port meanwhile.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    let api = api(&format!("http://{}", socket.local_addr().unwrap())).await;
     let (status, problem) = ingest(&api, &usage(0)).await;
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{problem}");
     assert!(problem["detail"].as_str().unwrap().contains("the running ingest-worker is the bus"), "{problem}");
