@@ -1,5 +1,6 @@
 //! What every service needs around its work: logs, metrics, health endpoints, signals, exit codes.
 
+mod embedded_metrics;
 mod server;
 
 use std::ffi::OsString;
@@ -19,6 +20,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::backend::BackendError;
 
+pub use embedded_metrics::{EmbeddedMetrics, EmbeddedMetricsArgs};
 pub use server::serve;
 
 /// Exit code of a service that stopped for a reason other than a signal.
