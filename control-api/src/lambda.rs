@@ -83,7 +83,7 @@ async fn serve(Cli { settings, metrics, runtime_api }: Cli) -> anyhow::Result<()
         return Err(ConfigError(format!("AWS_LAMBDA_RUNTIME_API: not set; {hint}")).into());
     }
     service::init_logs(&settings.logs)?;
-    let metrics = EmbeddedMetrics::install(metrics)?;
+    let metrics = EmbeddedMetrics::install(metrics, &[])?;
     let function = Arc::new(Function::new(settings, api_keys(key).await?)?);
     let answer = service_fn(move |event: LambdaEvent<Value>| {
         let (function, metrics) = (Arc::clone(&function), metrics.clone());

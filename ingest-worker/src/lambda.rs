@@ -32,6 +32,9 @@ use event::{Answer, Event};
 use forward::KeyPath;
 use function::{DRAIN, Function};
 
+/// Gauges that mean something between two invocations.
+const GAUGES: [&str; 3] = ["ingest_concurrency_limit", "ingest_meter_budget_max_ratio", "ingest_paused"];
+
 /// The worker as an AWS Lambda function, for a Kinesis event source mapping with ReportBatchItemFailures; or, where the
 /// function's handler is `forward`, what puts events on the stream for it.
 ///
@@ -108,7 +111,7 @@ async fn deliver(settings: Settings, embedded: EmbeddedMetricsArgs, runtime_api:
     let key = settings.amberflo.key()?;
     check_runtime_api(runtime_api)?;
     service::init_logs(&settings.logs)?;
-    let embedded = EmbeddedMetrics::install(embedded)?;
+    let embedded = EmbeddedMetrics::install(embedded, &GAUGES)?;
     metrics::describe();
     let keys = api_keys(key).await?;
     let lambda = Arc::new(Lambda { settings, keys, function: OnceCell::new() });

@@ -19,8 +19,6 @@ use crate::clock::UnixMillis;
 
 /// What CloudWatch takes of one metric in one line.
 const MAX_VALUES: usize = 100;
-/// Each value of this label would be a metric of its own, at CloudWatch's price; Lambda has an iterator age itself.
-const LEFT_OUT: &str = "shard";
 
 /// Settings of the metrics of a function.
 #[derive(Clone, Debug, clap::Args)]
@@ -41,27 +39,31 @@ pub struct EmbeddedMetrics(Arc<Inner>);
 struct Inner {
     namespace: String,
     function: String,
+    /// Gauges that mean something between two invocations.
+    gauges: &'static [&'static str],
     registry: Registry<Key, AtomicStorage>,
     units: Mutex<HashMap<KeyName, Unit>>,
 }
 
 impl EmbeddedMetrics {
-    /// Counts from now on what the process counts; `None` where the settings want no metrics.
+    /// Counts from now on what the process counts; `None` where the settings want no metrics. Of gauges only these are
+    /// printed: each costs as much as a metric that says something.
     ///
     /// # Errors
     /// When something else counts already.
-    pub fn install(args: EmbeddedMetricsArgs) -> anyhow::Result<Option<Self>> {
+    pub fn install(args: EmbeddedMetricsArgs, gauges: &'static [&'static str]) -> anyhow::Result<Option<Self>> {
         let EmbeddedMetricsArgs { metrics_namespace, function_name } = args;
         if metrics_namespace.is_empty() {
             return Ok(None);
         }
-        let metrics = Self::new(metrics_namespace, function_name);
+        let metrics = Self::new(metrics_namespace, function_name, gauges);
         set_global_recorder(metrics.clone()).map_err(|error| anyhow::anyhow!("{error}"))?;
         Ok(Some(metrics))
     }
 
-    fn new(namespace: String, function: String) -> Self {
-        Self(Arc::new(Inner { namespace, function, registry: Registry::atomic(), units: Mutex::default() }))
+    fn new(namespace: String, function: String, gauges: &'static [&'static str]) -> Self {
+        let (registry, units) = (Registry::atomic(), Mutex::default());
+        Self(Arc::new(Inner { namespace, function, gauges, registry, units }))
     }
 
     /// Prints what was counted since the last time: a line for each set of labels. What was not touched is left out.
@@ -75,17 +77,18 @@ impl EmbeddedMetrics {
     fn lines(&self, now: UnixMillis) -> String {
         let mut by_labels: BTreeMap<Vec<Label>, Vec<(KeyName, Value)>> = BTreeMap::new();
         let mut add = |key: &Key, value| {
-            if key.labels().all(|label| label.key() != LEFT_OUT) {
-                let labels = key.labels().cloned().collect();
-                by_labels.entry(labels).or_default().push((key.name_shared(), value));
-            }
+            by_labels.entry(key.labels().cloned().collect()).or_default().push((key.name_shared(), value));
         };
         let registry = &self.0.registry;
         registry.visit_counters(|key, counter| match counter.swap(0, Ordering::Relaxed) {
             0 => {}
             count => add(key, count.into()),
         });
-        registry.visit_gauges(|key, gauge| add(key, f64::from_bits(gauge.load(Ordering::Relaxed)).into()));
+        registry.visit_gauges(|key, gauge| {
+            if self.0.gauges.contains(&key.name()) {
+                add(key, f64::from_bits(gauge.load(Ordering::Relaxed)).into());
+            }
+        });
         registry.visit_histograms(|key, histogram| {
             let mut values = Vec::new();
             histogram.clear_with(|block| values.extend_from_slice(block));
@@ -193,7 +196,7 @@ mod tests {
     }
 
     fn new() -> EmbeddedMetrics {
-        EmbeddedMetrics::new("Space".to_owned(), "worker".to_owned())
+        EmbeddedMetrics::new("Space".to_owned(), "worker".to_owned(), &["paused"])
     }
 
     #[test]
@@ -206,7 +209,7 @@ mod tests {
             metrics::counter!("events_total", "outcome" => "duplicate").absolute(0);
             metrics::histogram!("wait_seconds").record(0.25);
             metrics::histogram!("wait_seconds").record_many(0.5, 7);
-            metrics::gauge!("lag_seconds", "shard" => "1").set(1.0);
+            metrics::gauge!("ready").set(0.0);
         });
         let [without, delivered] = lines(&metrics).try_into().unwrap();
         assert_eq!(
@@ -225,6 +228,11 @@ mod tests {
         assert_eq!(delivered["_aws"]["CloudWatchMetrics"][0]["Dimensions"], json!([["FunctionName", "outcome"]]));
         assert_eq!((&delivered["outcome"], &delivered["events_total"]), (&json!("delivered"), &json!(2)));
         assert_eq!(lines(&metrics), Vec::<Value>::new(), "nothing was counted since");
+        with_local_recorder(&metrics, || metrics::gauge!("paused").set(1.0));
+        assert_eq!(
+            [lines(&metrics), lines(&metrics)].map(|lines| lines[0]["paused"].clone()),
+            [json!(1.0), json!(1.0)]
+        );
     }
 
     #[test]
