@@ -64,8 +64,6 @@ export interface Stat extends Panel {
   readonly words?: Record<string, readonly [string, Color]>;
   /** The colour below the first threshold. */
   readonly base?: Color;
-  /** Ask for the present only, where the query looks back itself. */
-  readonly instant?: boolean;
 }
 
 /** A dashboard that panels are added to, from left to right and from top to bottom. */
@@ -122,20 +120,21 @@ export class Sheet {
     if (graph.thresholds) {
       panel.thresholdsStyle(new common.GraphThresholdsStyleConfigBuilder().mode(common.GraphThresholdsStyleMode.Dashed));
     }
-    return this.add(panel, graph, 8);
+    return this.add(panel, graph, { height: 8 });
   }
 
+  /** The present alone: the last value of a worker that died an hour ago would look like one of now. */
   stat(stats: Stat): this {
     const panel = new stat.PanelBuilder()
       .colorMode(common.BigValueColorMode.Background)
-      .graphMode(stats.instant ? common.BigValueGraphMode.None : common.BigValueGraphMode.Area)
+      .graphMode(common.BigValueGraphMode.None)
       .reduceOptions(new common.ReduceDataOptionsBuilder().calcs(['lastNotNull']))
       .noValue('no data');
     if (stats.words) {
       const options = Object.entries(stats.words).map(([value, [text, color]], index) => [value, { text, color, index }]);
       panel.mappings([{ type: dashboard.MappingType.ValueToText, options: Object.fromEntries(options) }] as dashboard.ValueMapping[]);
     }
-    return this.add(panel, stats, 4);
+    return this.add(panel, stats, { height: 4, instant: true });
   }
 
   /** `queries` gives the increase of a histogram's buckets, by `le`. */
@@ -146,7 +145,7 @@ export class Sheet {
       .yAxis(new heatmap.YAxisConfigBuilder().unit(map.unit))
       .filterValues(new heatmap.FilterValueRangeBuilder().le(1e-9))
       .cellGap(1);
-    return this.add(panel, map, 8, PromQueryFormat.Heatmap);
+    return this.add(panel, map, { height: 8, format: PromQueryFormat.Heatmap });
   }
 
   /** The alerts that fire, each with a link to its section of the runbook. */
@@ -171,7 +170,7 @@ export class Sheet {
         { id: 'mappings', value: [{ type: 'value', options: sections }] },
         { id: 'links', value: [{ title: 'What to do', url: '${runbook}#${__value.text}', targetBlank: true }] },
       ]);
-    return this.add(panel, { unit: 'none', ...list }, 6, PromQueryFormat.Table);
+    return this.add(panel, { unit: 'none', ...list }, { height: 6, instant: true, format: PromQueryFormat.Table });
   }
 
   /** The dashboard as Grafana imports it. */
@@ -180,7 +179,7 @@ export class Sheet {
     return `${JSON.stringify(this.builder.build(), (key, value) => (key === 'placement' && value === 'inControlsMenu' ? undefined : value), 2)}\n`;
   }
 
-  private add(panel: AnyPanel, given: Panel & { base?: Color; instant?: boolean }, height: number, format = PromQueryFormat.TimeSeries): this {
+  private add(panel: AnyPanel, given: Panel & { base?: Color }, asked: Asked): this {
     const [base, steps] = [given.base ?? 'green', given.thresholds ?? []];
     panel
       .id(++this.panels)
@@ -189,7 +188,7 @@ export class Sheet {
       .datasource(DATASOURCE)
       .unit(given.unit)
       .span(given.width)
-      .height(given.height ?? height)
+      .height(given.height ?? asked.height)
       .thresholds(
         new dashboard.ThresholdsConfigBuilder()
           .mode(dashboard.ThresholdsMode.Absolute)
@@ -200,13 +199,20 @@ export class Sheet {
       panel.decimals(given.decimals);
     }
     Object.entries(given.queries).forEach(([legend, expr], index) => {
-      const target = new DataqueryBuilder().refId(String.fromCharCode(65 + index)).expr(expr).legendFormat(legend).format(format);
-      // A table of alerts is of the present, and so is what looks back itself.
-      panel.withTarget(given.instant || format === PromQueryFormat.Table ? target.instant() : target.range());
+      const target = new DataqueryBuilder().refId(String.fromCharCode(65 + index)).expr(expr).legendFormat(legend);
+      target.format(asked.format ?? PromQueryFormat.TimeSeries);
+      panel.withTarget(asked.instant ? target.instant() : target.range());
     });
     this.builder.withPanel(panel as Builder<dashboard.Panel>);
     return this;
   }
+}
+
+/** What depends on the kind of a panel. */
+interface Asked {
+  readonly height: number;
+  readonly instant?: boolean;
+  readonly format?: PromQueryFormat;
 }
 
 type AnyPanel = timeseries.PanelBuilder | stat.PanelBuilder | heatmap.PanelBuilder | table.PanelBuilder;

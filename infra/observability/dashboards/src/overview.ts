@@ -69,7 +69,6 @@ function working(sheet: Sheet): void {
       width: 3,
       decimals: 1,
       queries: { left: `1 - ${late('30d')} / 0.001` },
-      instant: true,
       base: 'red',
       thresholds: [[0, 'orange'], [0.25, 'yellow'], [0.5, 'green']],
       alerts: ['MeteringLatencyBudgetBurn'],
@@ -90,7 +89,6 @@ function working(sheet: Sheet): void {
       width: 3,
       decimals: 0,
       queries: { lost: `ceil(sum(increase(ingest_trimmed_reads_total{${CLUSTER}}[$__range])) + sum(increase(ingest_shards_gone_total{${CLUSTER}}[$__range])))` },
-      instant: true,
       thresholds: [[1, 'red']],
       alerts: ['MeteringRecordsLost'],
     })

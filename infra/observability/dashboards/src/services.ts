@@ -85,7 +85,7 @@ function saturation(sheet: Sheet): void {
     .row('Processes')
     .graph({
       title: 'CPU',
-      description: 'Cores used. A worker parses, deduplicates and compresses about 400,000 events per CPU-second; at its limit, lag rises while nothing else waits.',
+      description: 'Cores used, from whole seconds: look at minutes. A worker parses, deduplicates and compresses about 400,000 events per CPU-second; at its limit, lag rises while nothing else waits.',
       unit: 'none',
       width: 8,
       decimals: 2,
