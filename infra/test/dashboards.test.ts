@@ -115,9 +115,11 @@ describe('panels', () => {
     }
   });
 
-  test('lead from every alert, and only from alerts, to the runbook', () => {
+  test('lead from every alert, and only from alerts, to its section of the runbook', () => {
     const linked = new Set(panels.flatMap(({ panel }) => panel.links.map(({ url }: any) => url)));
     assert.deepEqual([...linked].sort(), ALERTS.map((name) => `\${runbook}#${name.toLowerCase()}`).sort());
+    const headings = new Set(read('RUNBOOK.md').match(/(?<=^#+ )\w+$/gm));
+    assert.deepEqual(ALERTS.filter((name) => !headings.has(name)), []);
   });
 
   test('are of what the services expose, or the rules record', () => {
@@ -131,6 +133,12 @@ describe('panels', () => {
         assert.ok(documented.has(name) || documented.has(name.replace(suffixes, '')) || recorded.has(name), `${of}: ${name}`);
       }
     }
+  });
+
+  test('leave out no metric of ours', () => {
+    const used = new Set(targets.flatMap(({ expr }) => metrics(expr)).map((name) => name.replace(/_(bucket|sum|count)$/, '')));
+    const documented = new Set(read('METRICS.md').match(/(?<=`)(ingest|amberflo|control_api|tokio)_\w+(?=[`{])/g));
+    assert.deepEqual([...documented].filter((name) => !used.has(name)), []);
   });
 
   test('ask for rates over what Grafana finds right, and for what is chosen', () => {

@@ -111,10 +111,10 @@ function limits(sheet: Sheet): void {
     })
     .graph({
       title: 'Busiest meter, of its hourly budget',
-      description: 'Events of the busiest meter in this hour over METER_HOURLY_BUDGET (Amberflo\'s guardrail of a million). Above 80 %: talk to Amberflo, or make it a roll-up meter. Nothing is held back.',
+      description: 'At most: events of each worker\'s busiest meter in this hour, over METER_HOURLY_BUDGET (Amberflo\'s guardrail of a million). Above 80 %: talk to Amberflo, or make it a roll-up meter. Nothing is held back.',
       unit: 'percentunit',
       width: 8,
-      queries: { '{{cluster}} {{instance}}': `max by (cluster, instance) (ingest_meter_budget_max_ratio{${WORKER}})` },
+      queries: { 'all workers {{cluster}}': `sum by (cluster) (ingest_meter_budget_max_ratio{${WORKER}})` },
       thresholds: [[0.8, 'red']],
       alerts: ['MeteringMeterBudget'],
     })
