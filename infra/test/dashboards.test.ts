@@ -146,7 +146,7 @@ describe('panels', () => {
       for (const [call] of expr.replace(/"[^"]*"/g, '""').matchAll(/\b(i?rate|i?delta|deriv)\([^[]*\[[^\]]*\]/g)) {
         assert.match(call, /\[\$__rate_interval\]$/, `${of}: ${call}`);
       }
-      for (const [, metric, matchers] of expr.matchAll(/\b(ingest_\w+|amberflo_\w+|control_api_\w+|process_\w+|tokio_\w+|build_info|ALERTS)(\{[^}]*\})?/g)) {
+      for (const [, metric, matchers] of expr.matchAll(/(?<![\w:])((?:\w+:)*(?:ingest|amberflo|control_api|process|tokio)_[\w:]+|build_info|ALERTS)(\{[^}]*\})?/g)) {
         assert.match(matchers ?? '', /cluster=~"\$cluster"/, `${of}: ${metric}`);
       }
     }
