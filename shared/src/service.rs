@@ -1,5 +1,6 @@
 //! What every service needs around its work: logs, metrics, health endpoints, signals, exit codes.
 
+mod embedded_metrics;
 pub mod metrics;
 mod server;
 
@@ -18,6 +19,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::backend::BackendError;
 
+pub use embedded_metrics::{EmbeddedMetrics, EmbeddedMetricsArgs};
 pub use metrics::{Metrics, init_metrics, metrics_upkeep};
 pub use server::serve;
 

@@ -17,8 +17,8 @@ use uuid::Uuid;
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_ID_BYTES: usize = 128;
 const READY_INTERVAL: Duration = Duration::from_secs(1);
-/// Names of the calls of Amberflo in metrics.
-const OPERATIONS: [&str; 6] = ["probe", "meters", "usage", "usage_events", "filtering_rules", "customers"];
+/// Names of the calls of Amberflo in metrics, but for those of functions alone.
+const OPERATIONS: [&str; 5] = ["probe", "meters", "usage", "usage_events", "filtering_rules"];
 
 /// Describes all metrics, and lets begin at zero what has labels of its own.
 pub fn describe() {
