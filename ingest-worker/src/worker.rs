@@ -264,8 +264,9 @@ impl Worker {
         let ready = result.is_ok() && !self.common.limiter.is_paused();
         self.ready.set(ready);
         metrics::gauge!("ingest_ready").set(f64::from(u8::from(ready)));
-        metrics::gauge!("ingest_concurrency_limit").set(self.common.limiter.concurrency());
         metrics::gauge!("ingest_leases_held").set(scan.held.len() as f64);
+        metrics::gauge!("ingest_shards").set(scan.open as f64);
+        crate::metrics::observe(&self.common);
     }
 }
 

@@ -1,5 +1,6 @@
 //! What every service needs around its work: logs, metrics, health endpoints, signals, exit codes.
 
+pub mod metrics;
 mod server;
 
 use std::ffi::OsString;
@@ -7,18 +8,17 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::get;
 use clap::Parser;
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::net::TcpListener;
 use tracing_subscriber::EnvFilter;
 
 use crate::backend::BackendError;
 
+pub use metrics::{Metrics, init_metrics, metrics_upkeep};
 pub use server::serve;
 
 /// Exit code of a service that stopped for a reason other than a signal.
@@ -109,24 +109,6 @@ pub fn init_logs(args: &LogArgs) -> Result<(), ConfigError> {
     Ok(())
 }
 
-/// Installs the process's metrics registry.
-///
-/// # Errors
-/// When one is installed already.
-pub fn init_metrics(service: &'static str) -> anyhow::Result<PrometheusHandle> {
-    let seconds = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0];
-    let events = [1.0, 10.0, 50.0, 100.0, 250.0, 500.0, 750.0, 1000.0, 2500.0, 5000.0, 10_000.0];
-    let bytes = [1024.0, 4096.0, 16_384.0, 65_536.0, 262_144.0, 524_288.0, 1_048_576.0, 4_194_304.0];
-    let handle = PrometheusBuilder::new()
-        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &seconds)?
-        .set_buckets_for_metric(Matcher::Suffix("_events".to_owned()), &events)?
-        .set_buckets_for_metric(Matcher::Suffix("_bytes".to_owned()), &bytes)?
-        .install_recorder()?;
-    metrics_process::Collector::default().describe();
-    metrics::gauge!("build_info", "service" => service, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
-    Ok(handle)
-}
-
 /// Whether the service does its work at the moment.
 #[derive(Clone, Debug, Default)]
 pub struct Ready(Arc<ReadyState>);
@@ -156,8 +138,7 @@ impl Ready {
 }
 
 /// /health (the process runs), /ready (it does its work) and /metrics (Prometheus text).
-pub fn admin_router(metrics: PrometheusHandle, ready: Ready) -> Router {
-    let process = metrics_process::Collector::default();
+pub fn admin_router(metrics: Metrics, ready: Ready) -> Router {
     Router::new()
         .route("/health", get(|| async { "ok\n" }))
         .route(
@@ -166,13 +147,7 @@ pub fn admin_router(metrics: PrometheusHandle, ready: Ready) -> Router {
                 if ready.get() { (StatusCode::OK, "ready\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "not ready\n") }
             }),
         )
-        .route(
-            "/metrics",
-            get(move || async move {
-                process.collect();
-                metrics.render()
-            }),
-        )
+        .route("/metrics", get(move || async move { metrics.render() }))
 }
 
 /// Listens on `address`; `setting` is named where that fails.
@@ -183,14 +158,6 @@ pub async fn bind(setting: &str, address: SocketAddr) -> Result<TcpListener, Con
     TcpListener::bind(address)
         .await
         .map_err(|error| ConfigError(format!("{setting}: cannot listen on {address}: {error}; choose a free port")))
-}
-
-/// Keeps the metrics registry's memory bounded; never returns.
-pub async fn metrics_upkeep(metrics: PrometheusHandle) {
-    loop {
-        tokio::time::sleep(Duration::from_secs(5)).await;
-        metrics.run_upkeep();
-    }
 }
 
 /// Receives the name of every SIGTERM and SIGINT from now on.
