@@ -159,11 +159,11 @@ impl Amberflo {
                         "Amberflo refuses our key"
                     );
                 }
-                self.ready.set(false);
+                self.ready.set_not("Amberflo refuses our API key", &error.to_string());
             }
             // Who looks at what was asked for has let us in.
-            Ok(_) => self.ready.set(true),
-            Err(ApiError { status: Some(StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND), .. }) => self.ready.set(true),
+            Ok(_) => self.ready.set(),
+            Err(ApiError { status: Some(StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND), .. }) => self.ready.set(),
             Err(_) => {}
         }
         result

@@ -13,6 +13,7 @@ use shared::backend::local::LocalStore;
 use shared::backend::{DeadLetters, Stream};
 use shared::backends::{Kind, api_keys};
 use shared::clock::Clock;
+use shared::service::status::{Setting, StatusPage};
 use shared::service::{self, EXIT_FAILURE, Ready};
 use shared::settings::{StreamName, warn_of_clear_text};
 use tokio::net::TcpListener;
@@ -30,7 +31,7 @@ use crate::meters::MeterBudget;
 use crate::reader::Buffer;
 use crate::submit::BodyLimit;
 use crate::worker::Worker;
-use crate::{bus, health, metrics, operator};
+use crate::{bus, health, metrics, operator, status};
 
 const PRUNE_INTERVAL: Duration = Duration::from_secs(30);
 /// Settled batches wait for older ones: room for this many keeps a shard going while one of its batches is searched for
@@ -39,8 +40,8 @@ const IN_ORDER_PER_IN_FLIGHT: usize = 4;
 
 /// Runs the program with these arguments, the first of which is its name.
 pub async fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli: Cli = match service::parse(args) {
-        Ok(cli) => cli,
+    let (cli, told): (Cli, Vec<Setting>) = match service::parse_told(args) {
+        Ok(parsed) => parsed,
         Err(code) => return code,
     };
     let result = match cli.command {
@@ -50,13 +51,13 @@ pub async fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             println!("healthy");
             ExitCode::SUCCESS
         }),
-        None => work(&cli.settings).await,
+        None => work(&cli.settings, told).await,
     };
     result.unwrap_or_else(|error| service::failed("ingest-worker", &error))
 }
 
 /// The worker, from its first check to its last release.
-async fn work(settings: &Settings) -> anyhow::Result<ExitCode> {
+async fn work(settings: &Settings, told: Vec<Setting>) -> anyhow::Result<ExitCode> {
     settings.check()?;
     if matches!(settings.backends.stream, StreamName::Kinesis(_)) {
         settings.backends.queue()?;
@@ -92,6 +93,7 @@ async fn work(settings: &Settings) -> anyhow::Result<ExitCode> {
     log_start(settings, &common, bus_address, admin_listener.local_addr()?);
 
     let ready = Ready::default();
+    let status = StatusPage::new(status::view(Arc::clone(&common), admin_listener.local_addr()?, told));
     let worker = Worker {
         common,
         leases,
@@ -105,9 +107,10 @@ async fn work(settings: &Settings) -> anyhow::Result<ExitCode> {
     // Ends after the worker: while a drain runs, /health and /metrics still answer.
     let end = CancellationToken::new();
     let mut servers = JoinSet::new();
-    let admin = service::admin_router(registry.clone(), ready);
-    servers.spawn(service::serve(admin_listener, admin, end.clone().cancelled_owned()));
     let mut background = JoinSet::new();
+    background.spawn(status.keep_history(registry.clone()));
+    let admin = service::admin_router(registry.clone(), ready, status);
+    servers.spawn(service::serve(admin_listener, admin, end.clone().cancelled_owned()));
     background.spawn(service::metrics_upkeep(registry));
     background.spawn(metrics::watch_dead_letters(queue));
     if let (Some(listener), Some(store)) = (bus_listener, store) {
@@ -176,6 +179,7 @@ pub(crate) fn common(
         dedup_window: settings.dedup_window,
         // A worker that has asked for a lease waits for six failover times, and then takes it.
         drain: settings.shutdown_grace.saturating_sub(RELEASE_TIMEOUT).min(5 * settings.failover_time),
+        board: status::Board::default(),
         clock,
     })
 }

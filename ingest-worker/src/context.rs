@@ -22,6 +22,7 @@ use crate::limiter::{Limiter, Permit};
 use crate::lineage::Lineage;
 use crate::meters::MeterBudget;
 use crate::reader::Buffer;
+use crate::status::Board;
 use crate::submit::BodyLimit;
 
 /// Bad events may come by the thousand.
@@ -98,6 +99,8 @@ pub struct Common {
     pub dedup_window: Duration,
     /// How long a drain may take.
     pub drain: Duration,
+    /// What the status page shows and no metric can.
+    pub board: Board,
     /// Wall time.
     pub clock: Clock,
 }
@@ -140,6 +143,7 @@ impl ShardContext {
     /// Logs what was dead-lettered: the first at once, then at most one line a minute.
     pub(crate) fn tell_of_letters(&self, letters: &[DeadLetter]) {
         let Some(last) = letters.last() else { return };
+        self.board.note_letters(letters);
         let mut untold = self.untold_letters.lock().unwrap_or_else(PoisonError::into_inner);
         untold.0 += letters.len();
         if untold.1.is_none_or(|told_at| told_at.elapsed() >= LETTERS_LOG_INTERVAL) {

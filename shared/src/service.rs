@@ -1,24 +1,23 @@
 //! What every service needs around its work: logs, metrics, health endpoints, signals, exit codes.
 
+mod admin;
 mod embedded_metrics;
 pub mod metrics;
 mod server;
+pub mod status;
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use axum::Router;
-use axum::http::StatusCode;
-use axum::routing::get;
 use clap::Parser;
 use tokio::net::TcpListener;
 use tracing_subscriber::EnvFilter;
 
 use crate::backend::BackendError;
+use status::Setting;
 
+pub use admin::{NotReady, Ready, admin_router};
 pub use embedded_metrics::{EmbeddedMetrics, EmbeddedMetricsArgs};
 pub use metrics::{Metrics, init_metrics, metrics_upkeep};
 pub use server::serve;
@@ -62,16 +61,29 @@ pub struct LogArgs {
 #[error("{0}")]
 pub struct ConfigError(pub String);
 
-/// Parses a program's arguments.
+/// Parses a program's arguments; answers also every setting of theirs, for people to look at.
 ///
 /// # Errors
 /// The code to exit with where they are not to be worked with, or ask for help; that is said already.
-pub fn parse<C: Parser>(args: impl IntoIterator<Item = OsString>) -> Result<C, ExitCode> {
-    C::try_parse_from(args).map_err(|error| {
+pub fn parse_told<C: Parser>(args: impl IntoIterator<Item = OsString>) -> Result<(C, Vec<Setting>), ExitCode> {
+    let mut command = C::command();
+    let parsed = command.try_get_matches_from_mut(args).and_then(|matches| {
+        let settings = Setting::all(&command, &matches);
+        C::from_arg_matches(&matches).map(|parsed| (parsed, settings)).map_err(|error| error.format(&mut command))
+    });
+    parsed.map_err(|error| {
         let code = if error.use_stderr() { EXIT_CONFIGURATION } else { 0 };
         let _ = error.print();
         code.into()
     })
+}
+
+/// Parses a program's arguments.
+///
+/// # Errors
+/// As [`parse_told`].
+pub fn parse<C: Parser>(args: impl IntoIterator<Item = OsString>) -> Result<C, ExitCode> {
+    parse_told(args).map(|(parsed, _)| parsed)
 }
 
 /// Says in one line why the program ends.
@@ -109,47 +121,6 @@ pub fn init_logs(args: &LogArgs) -> Result<(), ConfigError> {
         LogFormat::Json => builder.json().flatten_event(true).init(),
     }
     Ok(())
-}
-
-/// Whether the service does its work at the moment.
-#[derive(Clone, Debug, Default)]
-pub struct Ready(Arc<ReadyState>);
-
-#[derive(Debug, Default)]
-struct ReadyState {
-    is_ready: AtomicBool,
-    is_closed: AtomicBool,
-}
-
-impl Ready {
-    /// Sets what /ready answers.
-    pub fn set(&self, ready: bool) {
-        self.0.is_ready.store(ready, Ordering::Relaxed);
-    }
-
-    /// From now on /ready says no, whatever is set: the service drains.
-    pub fn close(&self) {
-        self.0.is_closed.store(true, Ordering::Relaxed);
-    }
-
-    /// What /ready answers.
-    #[must_use]
-    pub fn get(&self) -> bool {
-        self.0.is_ready.load(Ordering::Relaxed) && !self.0.is_closed.load(Ordering::Relaxed)
-    }
-}
-
-/// /health (the process runs), /ready (it does its work) and /metrics (Prometheus text).
-pub fn admin_router(metrics: Metrics, ready: Ready) -> Router {
-    Router::new()
-        .route("/health", get(|| async { "ok\n" }))
-        .route(
-            "/ready",
-            get(move || async move {
-                if ready.get() { (StatusCode::OK, "ready\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "not ready\n") }
-            }),
-        )
-        .route("/metrics", get(move || async move { metrics.render() }))
 }
 
 /// Listens on `address`; `setting` is named where that fails.
