@@ -24,5 +24,6 @@ pub mod operator;
 pub mod reader;
 pub mod rewind;
 pub mod shard;
+mod spans;
 pub mod submit;
 pub mod worker;
