@@ -1,20 +1,20 @@
 /** What Amberflo answers, and what keeps us inside its limits. */
-import { PROCESS, Sheet, WORKER } from './dashboard';
+import { PROCESS, Dashboard, WORKER } from './dashboard';
 
-export function amberflo(): Sheet {
-  const sheet = new Sheet(
+export function amberflo(): Dashboard {
+  const dashboard = new Dashboard(
     'metering-amberflo',
     'Metering / Amberflo',
     'Requests to Amberflo and their answers, and the limits on what is sent.',
     ['job', 'instance'],
   );
-  requests(sheet);
-  limits(sheet);
-  return sheet;
+  requests(dashboard);
+  limits(dashboard);
+  return dashboard;
 }
 
-function requests(sheet: Sheet): void {
-  sheet
+function requests(dashboard: Dashboard): void {
+  dashboard
     .row('Requests')
     .graph({
       title: 'Answers',
@@ -67,8 +67,8 @@ function requests(sheet: Sheet): void {
     });
 }
 
-function limits(sheet: Sheet): void {
-  sheet
+function limits(dashboard: Dashboard): void {
+  dashboard
     .row('Limits of the workers')
     .graph({
       title: 'What requests wait for',

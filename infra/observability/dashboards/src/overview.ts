@@ -1,5 +1,5 @@
 /** What to look at first: does it work, is money late or lost, and why. */
-import { CLUSTER, OBJECTIVE_SECONDS, Sheet, WITHIN_OBJECTIVE } from './dashboard';
+import { CLUSTER, OBJECTIVE_SECONDS, Dashboard, WITHIN_OBJECTIVE } from './dashboard';
 
 const latency = (suffix: string, matchers = CLUSTER) => `ingest_delivery_latency_seconds_${suffix}{${matchers}}`;
 const late = `(sum(rate(${latency('count')}[$__rate_interval])) - sum(rate(${latency('bucket', `${CLUSTER}, ${WITHIN_OBJECTIVE}`)}[$__rate_interval])))
@@ -22,22 +22,22 @@ const lag = `max by (cluster, shard) (ingest_shard_lag_seconds{${CLUSTER}})`;
 const shards = `sum(max by (cluster) (ingest_shards{${CLUSTER}}))`;
 const held = `sum(ingest_leases_held{${CLUSTER}})`;
 
-export function overview(): Sheet {
-  const sheet = new Sheet(
+export function overview(): Dashboard {
+  const dashboard = new Dashboard(
     'metering-overview',
     'Metering / Overview',
     'Start here: the first line says whether it works, the table what fires. Below: is usage late, is it lost, and why.',
     [],
   );
-  working(sheet);
-  lateness(sheet);
-  loss(sheet);
-  why(sheet);
-  return sheet;
+  working(dashboard);
+  lateness(dashboard);
+  loss(dashboard);
+  why(dashboard);
+  return dashboard;
 }
 
-function working(sheet: Sheet): void {
-  sheet
+function working(dashboard: Dashboard): void {
+  dashboard
     .row('Does it work?')
     .stat({
       title: 'Workers ready',
@@ -149,8 +149,8 @@ function working(sheet: Sheet): void {
     });
 }
 
-function lateness(sheet: Sheet): void {
-  sheet
+function lateness(dashboard: Dashboard): void {
+  dashboard
     .row('Is usage late?')
     .graph({
       title: 'Lag by shard',
@@ -205,8 +205,8 @@ function lateness(sheet: Sheet): void {
     });
 }
 
-function loss(sheet: Sheet): void {
-  sheet
+function loss(dashboard: Dashboard): void {
+  dashboard
     .row('Is usage lost, or billed twice?')
     .graph({
       title: 'Flow',
@@ -238,8 +238,8 @@ function loss(sheet: Sheet): void {
     });
 }
 
-function why(sheet: Sheet): void {
-  sheet
+function why(dashboard: Dashboard): void {
+  dashboard
     .row('Why?')
     .graph({
       title: 'Answers of Amberflo',
