@@ -242,20 +242,20 @@ function why(dashboard: Dashboard): void {
   dashboard
     .row('Why?')
     .graph({
-      title: 'Answers of Amberflo',
-      description: 'Requests of both services per second, by what came of them. Good: 2xx. 4xx on ingest: a bad record, or our key; 429: too fast; 5xx, timeout, connect: Amberflo or the way there.',
+      title: 'Answers to billing records',
+      description: 'Of Amberflo, per second. Good: 2xx. 4xx: a bad record, or our key or address (then sending is paused); 429: too fast; 5xx, timeout, connect: Amberflo or the way there.',
       unit: 'reqps',
       width: 8,
       stacked: true,
-      queries: { '{{outcome}}': `sum by (outcome) (rate(amberflo_requests_total{${CLUSTER}}[$__rate_interval]))` },
+      queries: { '{{outcome}}': `sum by (outcome) (rate(amberflo_requests_total{operation="ingest", ${CLUSTER}}[$__rate_interval]))` },
       alerts: ['MeteringSendingPaused', 'MeteringThrottled'],
     })
     .graph({
-      title: 'What requests wait for',
-      description: 'Seconds that requests waited, per second: `requests` is RATE_REQUESTS_PER_SECOND, `concurrency` is what answers are fast enough for, `retry_after` is Amberflo\'s wish. One that stays above 1 is what holds delivery up.',
+      title: 'What holds batches back',
+      description: 'Seconds per second, of the worker that waits most. Near 1 is what bounds delivery: `requests` is RATE_REQUESTS_PER_SECOND, `concurrency` is MAX_IN_FLIGHT or what slow answers left of it, `retry_after` is Amberflo\'s wish, or a pause.',
       unit: 'none',
       width: 8,
-      queries: { '{{limit}}': `sum by (limit) (rate(ingest_limiter_wait_seconds_total{${CLUSTER}}[$__rate_interval]))` },
+      queries: { '{{limit}}': `max by (limit) (rate(ingest_limiter_wait_seconds_total{${CLUSTER}}[$__rate_interval]))` },
       alerts: ['MeteringThrottled'],
     })
     .graph({

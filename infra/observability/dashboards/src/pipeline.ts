@@ -96,7 +96,7 @@ function batching(dashboard: Dashboard): void {
     })
     .graph({
       title: 'Compression',
-      description: 'Bytes of batches over bytes of bodies. Usually 5 to 15. Below 1 more bodies are sent than batches made: retries, and batches split to find a bad record.',
+      description: 'Bytes of batches over bytes of bodies. Usually about 8. Below 1 more bodies are sent than batches made: retries, and batches split to find a bad record.',
       unit: 'none',
       width: 6,
       decimals: 1,
