@@ -63,7 +63,6 @@ describe('dashboards', () => {
   test('use only the variables that they have', () => {
     for (const { name, dashboard } of shown) {
       const has = new Set([...dashboard.templating.list.map((variable: any) => variable.name), '__rate_interval', '__range', '__value', '__all']);
-      // `$1` is the first group of a regular expression.
       const used = [...JSON.stringify(dashboard).matchAll(/\$\{?([a-zA-Z_]\w*)/g)].map(([, variable]) => variable);
       assert.deepEqual(used.filter((variable) => !has.has(variable)), [], name);
       const unused = dashboard.templating.list.filter((variable: any) => !used.includes(variable.name));

@@ -236,7 +236,7 @@ const ANNOTATIONS = [
   {
     name: 'Versions',
     color: 'blue',
-    expr: `group by (cluster, service, version) (build_info{${OURS}}) unless group by (cluster, service, version) (build_info{${OURS}} offset 2m)`,
+    expr: `group by (cluster, service, version) (build_info{${OURS}}) unless group by (cluster, service, version) (build_info{${OURS}} offset 5m)`,
     title: '{{service}} {{version}} is new',
     text: '{{cluster}}',
   },

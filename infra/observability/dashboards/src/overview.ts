@@ -144,7 +144,7 @@ function working(dashboard: Dashboard): void {
       description: 'Pages first. The last column leads to what to do. Needs the rules beside the dashboards in the same Prometheus.',
       width: 24,
       queries: {
-        alert: `label_replace(ALERTS{alertname=~"Metering.*", alertstate="firing", ${CLUSTER}}, "runbook", "$1", "alertname", "(.*)")`,
+        alert: `label_join(ALERTS{alertname=~"Metering.*", alertstate="firing", ${CLUSTER}}, "runbook", "", "alertname")`,
       },
     });
 }
