@@ -118,6 +118,7 @@ impl World {
             max_in_order: 4 * max_in_flight.get() as usize,
             dedup_window: Duration::from_secs(120),
             drain: DRAIN,
+            board: ingest_worker::status::Board::default(),
             clock: self.clock,
         }
     }
