@@ -292,7 +292,8 @@ fn cut(state: &mut State, factor: f64, cause: &str, now: Instant) {
     if !state.was_cut {
         state.was_cut = true;
         state.concurrency = (state.concurrency * factor).max(1.0);
-        state.last_cut = Some((now, Cut { ago: Duration::ZERO, cause: cause.to_owned(), to: state.concurrency as u32 }));
+        state.last_cut =
+            Some((now, Cut { ago: Duration::ZERO, cause: cause.to_owned(), to: state.concurrency as u32 }));
     }
 }
 

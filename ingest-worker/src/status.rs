@@ -63,9 +63,9 @@ fn report(common: &Common, samples: &Samples) -> Report {
         tables: vec![
             limits_table(common, &limits, samples),
             shards(&common.board.leases(), samples, common.clock),
+            latest_letters(&common.board),
             records(samples),
             letters_by_reason(samples),
-            latest_letters(&common.board),
             answers(samples),
         ],
     }
@@ -92,7 +92,10 @@ fn tiles(limits: &Observed, samples: &Samples) -> Vec<(&'static str, Cell)> {
         let stored = Cell::of("ingest_dead_letter_queue_messages", stored, count).marked(stored > 0.0);
         tiles.push(("Dead letters stored", stored));
     }
-    tiles.push(("Leases held", Cell { text: format!("{held} of {all}"), ..Cell::of("ingest_leases_held", held, count) }));
+    tiles.push((
+        "Leases held",
+        Cell { text: format!("{held} of {all}"), ..Cell::of("ingest_leases_held", held, count) },
+    ));
     tiles
 }
 
@@ -209,7 +212,9 @@ fn shards(leases: &[(ShardId, HeldLease)], samples: &Samples, clock: Clock) -> T
         };
         let checkpoint = lease.checkpoint.borrow().clone();
         let age = match &checkpoint {
-            Checkpoint::Settled { arrived_at, .. } => format!("{} ago", seconds(clock.since(*arrived_at).as_secs_f64())),
+            Checkpoint::Settled { arrived_at, .. } => {
+                format!("{} ago", seconds(clock.since(*arrived_at).as_secs_f64()))
+            }
             _ => "nothing yet".to_owned(),
         };
         let left = lease.fence.left();
@@ -225,10 +230,19 @@ fn shards(leases: &[(ShardId, HeldLease)], samples: &Samples, clock: Clock) -> T
     });
     Table {
         title: "Shards",
-        about: "The leases that this worker holds, the slowest shard first. The checkpoint's age is that of the record at \
+        about:
+            "The leases that this worker holds, the slowest shard first. The checkpoint's age is that of the record at \
                 it: on a shard without traffic it grows and means nothing."
-            .to_owned(),
-        columns: &["Shard", "Lag", "Oldest unsettled", "Checkpoint", "Its record arrived", "Held since", "Lease valid for"],
+                .to_owned(),
+        columns: &[
+            "Shard",
+            "Lag",
+            "Oldest unsettled",
+            "Checkpoint",
+            "Its record arrived",
+            "Held since",
+            "Lease valid for",
+        ],
         rows: rows.collect(),
         none: "This worker holds no lease. The other workers hold all of them, or there are none to take.",
     }
@@ -253,7 +267,11 @@ fn records(samples: &Samples) -> Table {
         about: String::new(),
         columns: &["Records", "Number", "Meaning"],
         rows: vec![
-            row("Read", Cell::of("ingest_records_read_total", read, count), "read from the stream: the sum of what follows"),
+            row(
+                "Read",
+                Cell::of("ingest_records_read_total", read, count),
+                "read from the stream: the sum of what follows",
+            ),
             row("Delivered", delivered, "Amberflo took them"),
             row("Duplicates", duplicates, "copies of what was taken before"),
             row("Dead letters", letters, "stored with their reason, to be redriven"),
@@ -288,7 +306,7 @@ fn latest_letters(board: &Board) -> Table {
     });
     Table {
         title: "Latest dead letters",
-        about: "Without payloads; `ingest-worker dead-letters list` prints them whole.".to_owned(),
+        about: "Without payloads; ingest-worker dead-letters list prints them whole.".to_owned(),
         columns: &["Time", "Reason", "Detail", "Shard", "Sequence number"],
         rows: rows.collect(),
         none: "None since the start.",

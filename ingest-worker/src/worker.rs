@@ -224,7 +224,8 @@ impl Worker {
         let leases = Arc::clone(&self.leases);
         let (mut keeper, fence, checkpoint) =
             Keeper::new(Arc::clone(&leases), lease, claimed_at, self.failover, stop.clone());
-        let held = HeldLease { since: self.common.clock.now(), checkpoint: checkpoint.subscribe(), fence: fence.clone() };
+        let held =
+            HeldLease { since: self.common.clock.now(), checkpoint: checkpoint.subscribe(), fence: fence.clone() };
         let posted = self.common.board.post_lease(shard, held);
         let context = Arc::new(ShardContext::new(lineage, fence, Arc::clone(&self.common)));
         async move {
