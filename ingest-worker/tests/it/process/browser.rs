@@ -172,7 +172,8 @@ async fn it_refreshes_itself_says_when_it_is_stale_and_survives_a_restart() {
 async fn without_script_it_reloads() {
     let Some(mut browser) = Browser::start("status-page-without-script").await else { return };
     let amberflo = Amberflo::start().await;
-    let worker = Site::new(&amberflo).start().await;
+    let site = Site::new(&amberflo);
+    let worker = site.start().await;
     let url = format!("http://{}/", worker.admin);
     let open = json!({"command": "open", "url": url, "width": 390, "height": 844, "scheme": "light", "script": false});
     browser.ask(open).await;

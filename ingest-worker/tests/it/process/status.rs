@@ -125,7 +125,8 @@ async fn while_amberflo_refuses_the_key_it_says_so() {
 #[tokio::test(flavor = "multi_thread")]
 async fn it_can_only_be_read_and_under_no_foreign_name() {
     let amberflo = Amberflo::start().await;
-    let worker = Site::new(&amberflo).start().await;
+    let site = Site::new(&amberflo);
+    let worker = site.start().await;
     let url = format!("http://{}/", worker.admin);
     for (method, status) in [("GET", 200), ("HEAD", 200), ("POST", 405), ("PUT", 405), ("DELETE", 405)] {
         let answer = client().request(Method::from_bytes(method.as_bytes()).unwrap(), &url).send().await.unwrap();
