@@ -132,6 +132,7 @@ async fn serve(settings: Settings, server: &ServerArgs, told: Vec<Setting>) -> a
     let key = settings.amberflo.key()?;
     service::init_logs(&settings.logs)?;
     let registry = service::init_metrics("control-api")?;
+    surroundings::describe();
     let mut signals = service::signals()?;
 
     let keys = api_keys(key).await?;
@@ -174,6 +175,7 @@ async fn serve(settings: Settings, server: &ServerArgs, told: Vec<Setting>) -> a
     let admin = service::admin_router(registry.clone(), ready.clone(), status);
     servers.spawn(service::serve(admin_listener, admin, end.clone().cancelled_owned()));
     background.spawn(service::metrics_upkeep(registry));
+    background.spawn(surroundings::show_ready(ready.clone()));
     let refresh = app.settings.amberflo.api_key_refresh;
     background.spawn(async move { keys.refresh_every(refresh).await });
     let probed = Arc::clone(&app);

@@ -87,6 +87,7 @@ async fn work(settings: &Settings, told: Vec<Setting>) -> anyhow::Result<ExitCod
         None => None,
     };
     let admin_listener = service::bind("ADMIN_LISTEN", settings.admin_listen).await?;
+    let queue = Arc::clone(&dead_letters);
     let common = Arc::new(common(settings, backends.stream, dead_letters, keys.clone())?);
     let bus_address = bus_listener.as_ref().map(TcpListener::local_addr).transpose()?;
     log_start(settings, &common, bus_address, admin_listener.local_addr()?);
@@ -111,6 +112,7 @@ async fn work(settings: &Settings, told: Vec<Setting>) -> anyhow::Result<ExitCod
     let admin = service::admin_router(registry.clone(), ready, status);
     servers.spawn(service::serve(admin_listener, admin, end.clone().cancelled_owned()));
     background.spawn(service::metrics_upkeep(registry));
+    background.spawn(metrics::watch_dead_letters(queue));
     if let (Some(listener), Some(store)) = (bus_listener, store) {
         let bus = bus::router(Arc::new(store.clone()), Clock::system());
         servers.spawn(service::serve(listener, bus, stop.clone().cancelled_owned()));

@@ -23,6 +23,9 @@ const WINDOW: Duration = Duration::from_secs(1);
 const CUT_ON_429: f64 = 0.5;
 const CUT_ON_FAILURE: f64 = 0.9;
 
+/// A long wait is counted in parts, while it goes on.
+const COUNT_INTERVAL: Duration = Duration::from_secs(1);
+
 /// What became of a request, as far as limits care.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -131,15 +134,24 @@ impl Limiter {
                 Ok(()) => break,
                 Err(wait) => wait,
             };
-            let started = Instant::now();
+            let waiting = Waiting { limiter: &self, limit, since: Instant::now() };
+            let count_at = waiting.since + COUNT_INTERVAL;
             tokio::select! {
                 () = changed => {}
-                () = sleep_until(wait.unwrap_or(started + Duration::from_secs(3600))) => {}
+                () = sleep_until(wait.map_or(count_at, |until| until.min(count_at))) => {}
             }
-            self.state().waited.add(limit, started.elapsed());
         }
         drop(turn);
         Permit { limiter: self, given_at: Instant::now() }
+    }
+
+    /// Shows the limits as they are.
+    pub fn set_gauges(&self) {
+        let state = self.state();
+        metrics::gauge!("ingest_concurrency_limit").set(state.concurrency.floor());
+        metrics::gauge!("ingest_in_flight_requests").set(state.in_flight);
+        metrics::gauge!("ingest_rate_limit_requests_per_second").set(self.account_rate * state.share);
+        state.show_pause();
     }
 
     /// Whether sending is paused because the key or the address is wrong.
@@ -237,6 +249,7 @@ impl Limiter {
             Outcome::Answered => {}
         }
         metrics::gauge!("ingest_concurrency_limit").set(state.concurrency.floor());
+        state.show_pause();
     }
 
     /// Additive increase: one more after a window that was clean and used all there was.
@@ -281,6 +294,10 @@ impl Drop for Permit {
 }
 
 impl State {
+    fn show_pause(&self) {
+        metrics::gauge!("ingest_paused").set(f64::from(u8::from(self.next_probe.is_some())));
+    }
+
     /// Nobody sends until the `Retry-After` is over; of several, the longest counts.
     fn hold_for(&mut self, now: Instant, wait: Option<Duration>) {
         self.retry_after = self.retry_after.max(wait.map(|wait| now + wait));
@@ -328,6 +345,19 @@ impl GovernorClock for TokioClock {
     }
 }
 
+/// A task at the head of the queue that waits; counted also where it is dropped.
+struct Waiting<'a> {
+    limiter: &'a Limiter,
+    limit: Limit,
+    since: Instant,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.limiter.state().waited.add(self.limit, self.since.elapsed());
+    }
+}
+
 /// Prometheus counters of the `metrics` crate are whole numbers: fractions of a second wait here for the next one.
 #[derive(Default)]
 struct WaitTime([Duration; 3]);
@@ -336,11 +366,14 @@ impl WaitTime {
     fn add(&mut self, limit: Limit, waited: Duration) {
         let total = &mut self.0[limit as usize];
         *total += waited;
-        let label = ["requests", "retry_after", "concurrency"][limit as usize];
+        let label = LIMITS[limit as usize];
         metrics::counter!("ingest_limiter_wait_seconds_total", "limit" => label).increment(total.as_secs());
         *total -= Duration::from_secs(total.as_secs());
     }
 }
+
+/// The labels of what a request waits for, in the order of [`Limit`].
+pub const LIMITS: [&str; 3] = ["requests", "retry_after", "concurrency"];
 
 /// What a request waits for.
 #[derive(Clone, Copy)]

@@ -272,8 +272,9 @@ impl Worker {
             _ => self.ready.set(),
         }
         metrics::gauge!("ingest_ready").set(f64::from(u8::from(self.ready.get())));
-        metrics::gauge!("ingest_concurrency_limit").set(self.common.limiter.concurrency());
         metrics::gauge!("ingest_leases_held").set(scan.held.len() as f64);
+        metrics::gauge!("ingest_shards").set(scan.open as f64);
+        crate::metrics::observe(&self.common);
     }
 }
 

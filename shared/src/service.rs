@@ -1,16 +1,16 @@
 //! What every service needs around its work: logs, metrics, health endpoints, signals, exit codes.
 
 mod admin;
+mod embedded_metrics;
+pub mod metrics;
 mod server;
 pub mod status;
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::Parser;
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::net::TcpListener;
 use tracing_subscriber::EnvFilter;
 
@@ -18,6 +18,8 @@ use crate::backend::BackendError;
 use status::Setting;
 
 pub use admin::{NotReady, Ready, admin_router};
+pub use embedded_metrics::{EmbeddedMetrics, EmbeddedMetricsArgs};
+pub use metrics::{Metrics, init_metrics, metrics_upkeep};
 pub use server::serve;
 
 /// Exit code of a service that stopped for a reason other than a signal.
@@ -121,24 +123,6 @@ pub fn init_logs(args: &LogArgs) -> Result<(), ConfigError> {
     Ok(())
 }
 
-/// Installs the process's metrics registry.
-///
-/// # Errors
-/// When one is installed already.
-pub fn init_metrics(service: &'static str) -> anyhow::Result<PrometheusHandle> {
-    let seconds = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0];
-    let events = [1.0, 10.0, 50.0, 100.0, 250.0, 500.0, 750.0, 1000.0, 2500.0, 5000.0, 10_000.0];
-    let bytes = [1024.0, 4096.0, 16_384.0, 65_536.0, 262_144.0, 524_288.0, 1_048_576.0, 4_194_304.0];
-    let handle = PrometheusBuilder::new()
-        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &seconds)?
-        .set_buckets_for_metric(Matcher::Suffix("_events".to_owned()), &events)?
-        .set_buckets_for_metric(Matcher::Suffix("_bytes".to_owned()), &bytes)?
-        .install_recorder()?;
-    metrics_process::Collector::default().describe();
-    metrics::gauge!("build_info", "service" => service, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
-    Ok(handle)
-}
-
 /// Listens on `address`; `setting` is named where that fails.
 ///
 /// # Errors
@@ -147,14 +131,6 @@ pub async fn bind(setting: &str, address: SocketAddr) -> Result<TcpListener, Con
     TcpListener::bind(address)
         .await
         .map_err(|error| ConfigError(format!("{setting}: cannot listen on {address}: {error}; choose a free port")))
-}
-
-/// Keeps the metrics registry's memory bounded; never returns.
-pub async fn metrics_upkeep(metrics: PrometheusHandle) {
-    loop {
-        tokio::time::sleep(Duration::from_secs(5)).await;
-        metrics.run_upkeep();
-    }
 }
 
 /// Receives the name of every SIGTERM and SIGINT from now on.

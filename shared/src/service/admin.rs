@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::get;
-use metrics_exporter_prometheus::PrometheusHandle;
 
+use super::Metrics;
 use super::status::StatusPage;
 use crate::clock::{Clock, UnixMillis};
 
@@ -118,8 +118,7 @@ impl fmt::Display for NotReady {
 }
 
 /// / (the status page), /health (the process runs), /ready (it does its work) and /metrics (Prometheus text).
-pub fn admin_router(metrics: PrometheusHandle, ready: Ready, status: StatusPage) -> Router {
-    let process = metrics_process::Collector::default();
+pub fn admin_router(metrics: Metrics, ready: Ready, status: StatusPage) -> Router {
     Router::new()
         .merge(status.router(metrics.clone(), ready.clone()))
         .route("/health", get(|| async { "ok\n" }))
@@ -132,13 +131,7 @@ pub fn admin_router(metrics: PrometheusHandle, ready: Ready, status: StatusPage)
                 }
             }),
         )
-        .route(
-            "/metrics",
-            get(move || async move {
-                process.collect();
-                metrics.render()
-            }),
-        )
+        .route("/metrics", get(move || async move { metrics.render() }))
 }
 
 #[cfg(test)]

@@ -21,10 +21,9 @@ use axum::http::header::{
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::Ready;
+use super::{Metrics, Ready};
 use crate::clock::Clock;
 use history::History;
 
@@ -117,7 +116,7 @@ impl StatusPage {
     }
 
     /// Samples the registry for the charts, for ever.
-    pub fn keep_history(&self, metrics: PrometheusHandle) -> impl Future<Output = ()> + Send + use<> {
+    pub fn keep_history(&self, metrics: Metrics) -> impl Future<Output = ()> + Send + use<> {
         let history = Arc::clone(&self.history);
         async move {
             let mut steps = interval(history::STEP);
@@ -130,7 +129,7 @@ impl StatusPage {
     }
 
     /// `GET /`.
-    pub(super) fn router(self, metrics: PrometheusHandle, ready: Ready) -> Router {
+    pub(super) fn router(self, metrics: Metrics, ready: Ready) -> Router {
         let page = Arc::new((self, page::Assets::default(), Instant::now()));
         let show = async move |headers: HeaderMap| {
             let (status, assets, started) = &*page;
@@ -142,7 +141,7 @@ impl StatusPage {
         Router::new().route("/", get(show))
     }
 
-    fn show(&self, assets: &page::Assets, metrics: &PrometheusHandle, ready: &Ready, uptime: Duration) -> Response {
+    fn show(&self, assets: &page::Assets, metrics: &Metrics, ready: &Ready, uptime: Duration) -> Response {
         let samples = Samples::parse(&metrics.render());
         let now = page::Now {
             at: Clock::system().now(),
