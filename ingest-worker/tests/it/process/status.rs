@@ -69,6 +69,7 @@ async fn its_numbers_are_those_of_the_metrics() {
         ("ingest_events_total{outcome=\"dead_lettered\"}", 3.0),
         ("ingest_dead_letters_total{reason=\"missing_field\"}", 3.0),
         ("ingest_leases_held", 4.0),
+        ("ingest_in_flight_records", 0.0),
         ("ingest_shard_lag_seconds{shard=\"shard-00003\"}", 0.0),
     ] {
         assert_eq!(shown(metric), Some(value), "{metric}: {numbers:?}");

@@ -184,7 +184,7 @@ fn configuration(settings: &[Setting]) -> Markup {
                                 th scope="row" { code { (setting.name) } }
                                 td data-column="Value" { @match &setting.value {
                                     Some(value) => code { (value) },
-                                    None => "none",
+                                    None => span.none { "none" },
                                 } }
                                 td data-column="Set by" { (match setting.source {
                                     SettingSource::Default => "default",
