@@ -142,8 +142,8 @@ fn limits_table(common: &Common, limits: &Observed, samples: &Samples) -> Table 
             .marked(limits.concurrency < limits.max_in_flight),
         Cell::text(limits.max_in_flight.to_string()),
         Cell::text(match lowered {
-            None => "MAX_IN_FLIGHT; never lowered".to_owned(),
-            Some((ago, cut)) => format!("last lowered to {} {ago}, by {}", cut.to, cut.cause),
+            None => "MAX_IN_FLIGHT; not lowered since the start".to_owned(),
+            Some((ago, cut)) => format!("lowered {ago} to {}, after: {}", cut.to, cut.cause),
         }),
     ];
     let body = match common.body_limit.learnt() {
