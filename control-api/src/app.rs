@@ -116,10 +116,16 @@ pub async fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(parsed) => parsed,
         Err(code) => return code,
     };
-    match serve(cli.settings, &cli.server, told).await {
-        Ok(code) => code,
-        Err(error) => service::failed("control-api", &error),
-    }
+    let (logs, traces) = (cli.settings.logs.clone(), cli.settings.traces.clone());
+    let result = match service::init_logs_and_traces(&logs, &traces, "control-api") {
+        Ok(traces) => {
+            let result = serve(cli.settings, &cli.server, told).await;
+            traces.end().await;
+            result
+        }
+        Err(error) => Err(error.into()),
+    };
+    result.unwrap_or_else(|error| service::failed("control-api", &error, &logs))
 }
 
 fn is_unavailable(error: &anyhow::Error) -> bool {
@@ -130,7 +136,6 @@ fn is_unavailable(error: &anyhow::Error) -> bool {
 async fn serve(settings: Settings, server: &ServerArgs, told: Vec<Setting>) -> anyhow::Result<ExitCode> {
     settings.check(Some(server.listen))?;
     let key = settings.amberflo.key()?;
-    service::init_logs(&settings.logs)?;
     let registry = service::init_metrics("control-api")?;
     surroundings::describe();
     let mut signals = service::signals()?;

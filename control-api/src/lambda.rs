@@ -64,14 +64,17 @@ pub async fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(cli) => cli,
         Err(code) => return code,
     };
+    let logs = cli.settings.logs.clone();
     match serve(cli).await {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => service::failed("control-api-lambda", &error),
+        Err(error) => service::failed("control-api-lambda", &error, &logs),
     }
 }
 
 /// Answers events for as long as Lambda has some.
 async fn serve(Cli { settings, metrics, runtime_api }: Cli) -> anyhow::Result<()> {
+    service::init_logs(&settings.logs)?;
+    service::warn_of_no_traces(&settings.traces);
     if let StreamName::Local(_) = &settings.backends.stream {
         let given = &settings.backends.stream;
         return Err(ConfigError(format!("STREAM: {given}; allowed in Lambda is kinesis:NAME-OR-ARN")).into());
@@ -82,7 +85,6 @@ async fn serve(Cli { settings, metrics, runtime_api }: Cli) -> anyhow::Result<()
         let hint = "`control-api-lambda` runs inside AWS Lambda, which sets it; elsewhere run `control-api`";
         return Err(ConfigError(format!("AWS_LAMBDA_RUNTIME_API: not set; {hint}")).into());
     }
-    service::init_logs(&settings.logs)?;
     let metrics = EmbeddedMetrics::install(metrics, &[])?;
     surroundings::describe();
     let function = Arc::new(Function::new(settings, api_keys(key).await?)?);

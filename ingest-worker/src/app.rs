@@ -44,6 +44,7 @@ pub async fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(parsed) => parsed,
         Err(code) => return code,
     };
+    let logs = cli.settings.logs.clone();
     let result = match cli.command {
         Some(Command::DeadLetters(command)) => operator::dead_letters(&cli.settings, command).await,
         Some(Command::Leases(command)) => operator::leases(&cli.settings, command).await,
@@ -53,17 +54,23 @@ pub async fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }),
         None => work(&cli.settings, told).await,
     };
-    result.unwrap_or_else(|error| service::failed("ingest-worker", &error))
+    result.unwrap_or_else(|error| service::failed("ingest-worker", &error, &logs))
+}
+
+async fn work(settings: &Settings, told: Vec<Setting>) -> anyhow::Result<ExitCode> {
+    let traces = service::init_logs_and_traces(&settings.logs, &settings.traces, "ingest-worker")?;
+    let result = run(settings, told).await;
+    traces.end().await;
+    result
 }
 
 /// The worker, from its first check to its last release.
-async fn work(settings: &Settings, told: Vec<Setting>) -> anyhow::Result<ExitCode> {
+async fn run(settings: &Settings, told: Vec<Setting>) -> anyhow::Result<ExitCode> {
     settings.check()?;
     if matches!(settings.backends.stream, StreamName::Kinesis(_)) {
         settings.backends.queue()?;
     }
     let key = settings.amberflo.key()?;
-    service::init_logs(&settings.logs)?;
     let registry = service::init_metrics("ingest-worker")?;
     metrics::describe();
     let mut signals = service::signals()?;
@@ -78,9 +85,9 @@ async fn work(settings: &Settings, told: Vec<Setting>) -> anyhow::Result<ExitCod
     let backends = backends::open(settings).await?;
     let dead_letters = backends.dead_letters(&settings.backends).await?;
     let leases = backends::leases(&backends, settings).await?;
-    let store = match &backends.kind {
-        Kind::Local(store) => Some(store.clone()),
-        Kind::Aws { .. } => None,
+    let (store, stream_arn) = match &backends.kind {
+        Kind::Local(store) => (Some(store.clone()), None),
+        Kind::Aws { stream, .. } => (None, Some(stream.arn().to_owned())),
     };
     let bus_listener = match &store {
         Some(_) => Some(service::bind("LISTEN", settings.listen).await?),
@@ -90,7 +97,7 @@ async fn work(settings: &Settings, told: Vec<Setting>) -> anyhow::Result<ExitCod
     let queue = Arc::clone(&dead_letters);
     let common = Arc::new(common(settings, backends.stream, dead_letters, keys.clone())?);
     let bus_address = bus_listener.as_ref().map(TcpListener::local_addr).transpose()?;
-    log_start(settings, &common, bus_address, admin_listener.local_addr()?);
+    log_start(settings, &common, stream_arn, bus_address, admin_listener.local_addr()?);
 
     let ready = Ready::default();
     let status = StatusPage::new(status::view(Arc::clone(&common), admin_listener.local_addr()?, told));
@@ -184,13 +191,22 @@ pub(crate) fn common(
     })
 }
 
-fn log_start(settings: &Settings, common: &Common, bus: Option<SocketAddr>, admin: SocketAddr) {
+fn log_start(
+    settings: &Settings,
+    common: &Common,
+    stream_arn: Option<String>,
+    bus: Option<SocketAddr>,
+    admin: SocketAddr,
+) {
     let per_second = settings.rate_requests_per_second * settings.batch_max_events.get() as f64;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         worker = %common.worker,
         pid = std::process::id(),
         stream = %settings.backends.stream,
+        stream_arn,
+        lease_table = stream_arn.as_ref().map(|_| &settings.lease_table),
+        dead_letter_queue = settings.backends.dead_letter_queue,
         failover = ?settings.failover_time,
         dedup_window = ?settings.dedup_window,
         ingest_url = settings.ingest_url(),

@@ -19,7 +19,7 @@ use clap::Parser;
 use lambda_runtime::{LambdaEvent, service_fn};
 use shared::api_key::ApiKeys;
 use shared::backend::kinesis;
-use shared::backends::api_keys;
+use shared::backends::{Kind, api_keys};
 use shared::clock::Clock;
 use shared::service::{self, ConfigError, EmbeddedMetrics, EmbeddedMetricsArgs};
 use shared::settings::StreamName;
@@ -83,15 +83,18 @@ pub async fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(cli) => cli,
         Err(code) => return code,
     };
+    let logs = cli.settings.logs.clone();
     match serve(cli).await {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => service::failed("bootstrap", &error),
+        Err(error) => service::failed("bootstrap", &error, &logs),
     }
 }
 
 /// Answers events for as long as Lambda has some.
 async fn serve(cli: Cli) -> anyhow::Result<()> {
     let Cli { settings, metrics, handler, partition_key_path, runtime_api } = cli;
+    service::init_logs(&settings.logs)?;
+    service::warn_of_no_traces(&settings.traces);
     match handler {
         Handler::Deliver => deliver(settings, metrics, runtime_api).await,
         Handler::Forward => {
@@ -100,7 +103,6 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
                 return Err(ConfigError(format!("STREAM: {}; {hint}", settings.backends.stream)).into());
             };
             check_runtime_api(runtime_api)?;
-            service::init_logs(&settings.logs)?;
             forward::serve(stream, partition_key_path).await
         }
     }
@@ -110,7 +112,6 @@ async fn deliver(settings: Settings, embedded: EmbeddedMetricsArgs, runtime_api:
     let (settings, stream) = check(settings)?;
     let key = settings.amberflo.key()?;
     check_runtime_api(runtime_api)?;
-    service::init_logs(&settings.logs)?;
     let embedded = EmbeddedMetrics::install(embedded, &GAUGES)?;
     metrics::describe();
     let keys = api_keys(key).await?;
@@ -187,9 +188,20 @@ impl Lambda {
             settings.backends.stream = StreamName::Kinesis(stream.clone());
             let backends = backends::open(&settings).await?;
             let dead_letters = backends.dead_letters(&settings.backends).await?;
+            let stream_arn = match &backends.kind {
+                Kind::Local(_) => None,
+                Kind::Aws { stream, .. } => Some(stream.arn().to_owned()),
+            };
             let common = app::common(&settings, backends.stream, dead_letters, self.keys.clone())?;
             let common = Arc::new(Common { drain: DRAIN, ..common });
-            tracing::info!(version = env!("CARGO_PKG_VERSION"), %stream, ingest_url = settings.ingest_url(), "started");
+            tracing::info!(
+                version = env!("CARGO_PKG_VERSION"),
+                %stream,
+                stream_arn,
+                dead_letter_queue = settings.backends.dead_letter_queue,
+                ingest_url = settings.ingest_url(),
+                "started"
+            );
             Ok(Function::new(common, stream.name(), settings.amberflo.api_key_refresh))
         };
         self.function.get_or_try_init(open).await

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shared::backend::{BackendError, Checkpoint, Lease, Leases, Position, Shard, ShardId};
-use shared::service::{ConfigError, Ready};
+use shared::service::{ConfigError, Ready, Trouble};
 use tokio::task::{self, JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -21,6 +21,9 @@ use crate::status::HeldLease;
 const GONE_AFTER: Duration = Duration::from_secs(10 * 60);
 /// The row of a finished shard is kept for so long after that.
 const FORGET_AFTER: Duration = Duration::from_secs(60 * 60);
+
+static UNREAD: Trouble = Trouble::new();
+static UNENDED: Trouble = Trouble::new();
 
 /// One ingest worker.
 pub struct Worker {
@@ -181,8 +184,10 @@ impl Worker {
                 false if is_gone => self.end_gone(lease).await,
                 _ => Ok(()),
             };
-            if let Err(error) = result {
-                tracing::warn!(shard = %lease.shard, %error, "its row could not be ended or removed; trying again");
+            if let Err(error) = result
+                && let Some(omitted) = UNENDED.again()
+            {
+                tracing::warn!(shard = %lease.shard, %error, omitted, "its row could not be ended or removed; trying again");
             }
         }
     }
@@ -263,8 +268,17 @@ impl Worker {
     }
 
     fn observe(&self, scan: &Scan, result: Result<(), BackendError>) {
-        if let Err(error) = &result {
-            tracing::warn!(%error, "leases or shards could not be read; trying again");
+        match &result {
+            Err(error) => {
+                if let Some(omitted) = UNREAD.again() {
+                    tracing::warn!(%error, omitted, "leases or shards could not be read; trying again");
+                }
+            }
+            Ok(()) => {
+                if let Some(over) = UNREAD.over() {
+                    tracing::info!(lasted = over.lasted.as_secs(), "leases and shards can be read again");
+                }
+            }
         }
         match (result, self.common.limiter.observe().pause) {
             (Err(error), _) => self.ready.set_not("leases or shards cannot be read", &error.to_string()),

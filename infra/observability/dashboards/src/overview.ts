@@ -1,5 +1,5 @@
 /** What to look at first: does it work, is money late or lost, and why. */
-import { CLUSTER, OBJECTIVE_SECONDS, Sheet, WITHIN_OBJECTIVE } from './dashboard';
+import { CLUSTER, OBJECTIVE_SECONDS, Dashboard, WITHIN_OBJECTIVE } from './dashboard';
 
 const latency = (suffix: string, matchers = CLUSTER) => `ingest_delivery_latency_seconds_${suffix}{${matchers}}`;
 const late = `(sum(rate(${latency('count')}[$__rate_interval])) - sum(rate(${latency('bucket', `${CLUSTER}, ${WITHIN_OBJECTIVE}`)}[$__rate_interval])))
@@ -22,22 +22,22 @@ const lag = `max by (cluster, shard) (ingest_shard_lag_seconds{${CLUSTER}})`;
 const shards = `sum(max by (cluster) (ingest_shards{${CLUSTER}}))`;
 const held = `sum(ingest_leases_held{${CLUSTER}})`;
 
-export function overview(): Sheet {
-  const sheet = new Sheet(
+export function overview(): Dashboard {
+  const dashboard = new Dashboard(
     'metering-overview',
     'Metering / Overview',
     'Start here: the first line says whether it works, the table what fires. Below: is usage late, is it lost, and why.',
     [],
   );
-  working(sheet);
-  lateness(sheet);
-  loss(sheet);
-  why(sheet);
-  return sheet;
+  working(dashboard);
+  lateness(dashboard);
+  loss(dashboard);
+  why(dashboard);
+  return dashboard;
 }
 
-function working(sheet: Sheet): void {
-  sheet
+function working(dashboard: Dashboard): void {
+  dashboard
     .row('Does it work?')
     .stat({
       title: 'Workers ready',
@@ -144,13 +144,13 @@ function working(sheet: Sheet): void {
       description: 'Pages first. The last column leads to what to do. Needs the rules beside the dashboards in the same Prometheus.',
       width: 24,
       queries: {
-        alert: `label_replace(ALERTS{alertname=~"Metering.*", alertstate="firing", ${CLUSTER}}, "runbook", "$1", "alertname", "(.*)")`,
+        alert: `label_join(ALERTS{alertname=~"Metering.*", alertstate="firing", ${CLUSTER}}, "runbook", "", "alertname")`,
       },
     });
 }
 
-function lateness(sheet: Sheet): void {
-  sheet
+function lateness(dashboard: Dashboard): void {
+  dashboard
     .row('Is usage late?')
     .graph({
       title: 'Lag by shard',
@@ -205,8 +205,8 @@ function lateness(sheet: Sheet): void {
     });
 }
 
-function loss(sheet: Sheet): void {
-  sheet
+function loss(dashboard: Dashboard): void {
+  dashboard
     .row('Is usage lost, or billed twice?')
     .graph({
       title: 'Flow',
@@ -238,24 +238,24 @@ function loss(sheet: Sheet): void {
     });
 }
 
-function why(sheet: Sheet): void {
-  sheet
+function why(dashboard: Dashboard): void {
+  dashboard
     .row('Why?')
     .graph({
-      title: 'Answers of Amberflo',
-      description: 'Requests of both services per second, by what came of them. Good: 2xx. 4xx on ingest: a bad record, or our key; 429: too fast; 5xx, timeout, connect: Amberflo or the way there.',
+      title: 'Answers to billing records',
+      description: 'Of Amberflo, per second. Good: 2xx. 4xx: a bad record, or our key or address (then sending is paused); 429: too fast; 5xx, timeout, connect: Amberflo or the way there.',
       unit: 'reqps',
       width: 8,
       stacked: true,
-      queries: { '{{outcome}}': `sum by (outcome) (rate(amberflo_requests_total{${CLUSTER}}[$__rate_interval]))` },
+      queries: { '{{outcome}}': `sum by (outcome) (rate(amberflo_requests_total{operation="ingest", ${CLUSTER}}[$__rate_interval]))` },
       alerts: ['MeteringSendingPaused', 'MeteringThrottled'],
     })
     .graph({
-      title: 'What requests wait for',
-      description: 'Seconds that requests waited, per second: `requests` is RATE_REQUESTS_PER_SECOND, `concurrency` is what answers are fast enough for, `retry_after` is Amberflo\'s wish. One that stays above 1 is what holds delivery up.',
+      title: 'What holds batches back',
+      description: 'Seconds per second, of the worker that waits most. Near 1 is what bounds delivery: `requests` is RATE_REQUESTS_PER_SECOND, `concurrency` is MAX_IN_FLIGHT or what slow answers left of it, `retry_after` is Amberflo\'s wish, or a pause.',
       unit: 'none',
       width: 8,
-      queries: { '{{limit}}': `sum by (limit) (rate(ingest_limiter_wait_seconds_total{${CLUSTER}}[$__rate_interval]))` },
+      queries: { '{{limit}}': `max by (limit) (rate(ingest_limiter_wait_seconds_total{${CLUSTER}}[$__rate_interval]))` },
       alerts: ['MeteringThrottled'],
     })
     .graph({
