@@ -4,8 +4,10 @@ mod configuration;
 mod crash;
 mod health;
 mod hostile;
+mod logs;
 pub mod redrive;
 mod service;
+mod traces;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
