@@ -264,6 +264,30 @@ mod tests {
         assert_eq!(trouble.again(), Some(59), "nothing is left uncounted");
     }
 
+    /// Logs are the process's: this one is the child of the test below.
+    #[test]
+    #[ignore = "run by a_panic_is_a_line_of_the_log"]
+    fn child_that_panics() {
+        init_logs(&LogArgs { log: None, log_format: LogFormat::Json }).unwrap();
+        let failed_before = std::thread::spawn(|| panic!("first\nforged")).join();
+        assert!(failed_before.is_err());
+        tracing::info!("after it");
+    }
+
+    #[test]
+    fn a_panic_is_a_line_of_the_log() {
+        let name = "service::logs::tests::child_that_panics";
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        let output = child.args(["--ignored", "--exact", name]).env("RUST_BACKTRACE", "1").output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        let lines: Vec<serde_json::Value> = stderr.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let [panic, after] = &lines[..] else { panic!("{stderr}") };
+        assert_eq!((&panic["message"], &panic["panic"]), (&"panicked".into(), &"first\nforged".into()));
+        assert!(panic["location"].as_str().unwrap().contains("logs.rs:"), "{panic}");
+        assert!(panic["backtrace"].as_str().unwrap().contains("child_that_panics"), "{panic}");
+        assert_eq!(after["message"], "after it");
+    }
+
     #[test]
     fn a_value_is_one_line_and_paints_nothing() {
         let mut line = String::new();
