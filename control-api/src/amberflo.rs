@@ -158,14 +158,14 @@ impl Amberflo {
                     let status = error.status.map(|status| status.as_u16());
                     tracing::error!(operation = call.operation, status, omitted, "Amberflo refuses our key");
                 }
-                self.ready.set(false);
+                self.ready.set_not("Amberflo refuses our API key", &error.to_string());
             }
             // Who looks at what was asked for has let us in.
             Ok(_) | Err(ApiError { status: Some(StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND), .. }) => {
                 if let Some(over) = REFUSED.over() {
                     tracing::info!(lasted = over.lasted.as_secs(), "Amberflo takes our key again");
                 }
-                self.ready.set(true);
+                self.ready.set();
             }
             Err(_) => {}
         }

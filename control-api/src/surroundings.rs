@@ -29,8 +29,8 @@ use crate::app::App;
 use crate::auth::Auth;
 use crate::problem::Problem;
 use limit::CallerLimit;
-pub use observe::RequestId;
 use observe::Spans;
+pub use observe::{RequestId, describe, show_ready};
 
 /// The largest body of a request, in bytes.
 pub const MAX_BODY_BYTES: usize = 1 << 20;

@@ -22,6 +22,7 @@ use crate::limiter::{Limiter, Permit};
 use crate::lineage::Lineage;
 use crate::meters::MeterBudget;
 use crate::reader::Buffer;
+use crate::status::Board;
 use crate::submit::BodyLimit;
 
 /// Bad events may come by the thousand.
@@ -106,6 +107,8 @@ pub struct Common {
     pub dedup_window: Duration,
     /// How long a drain may take.
     pub drain: Duration,
+    /// What the status page shows and no metric can.
+    pub board: Board,
     /// Wall time.
     pub clock: Clock,
 }
@@ -148,6 +151,7 @@ impl ShardContext {
     /// These are stored.
     pub(crate) fn count_letters(&self, letters: &[DeadLetter]) {
         if let Some(last) = letters.last() {
+            self.board.note_letters(letters);
             let mut untold = self.untold_letters();
             untold.count += letters.len();
             untold.last = Some((last.reason.clone(), last.sequence_number.clone()));

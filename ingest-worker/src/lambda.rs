@@ -20,16 +20,20 @@ use lambda_runtime::{LambdaEvent, service_fn};
 use shared::api_key::ApiKeys;
 use shared::backend::kinesis;
 use shared::backends::{Kind, api_keys};
-use shared::service::{self, ConfigError};
+use shared::clock::Clock;
+use shared::service::{self, ConfigError, EmbeddedMetrics, EmbeddedMetricsArgs};
 use shared::settings::StreamName;
 use tokio::sync::OnceCell;
 
 use crate::config::Settings;
 use crate::context::Common;
-use crate::{app, backends};
+use crate::{app, backends, metrics};
 use event::{Answer, Event};
 use forward::KeyPath;
 use function::{DRAIN, Function};
+
+/// Gauges that mean something between two invocations.
+const GAUGES: [&str; 3] = ["ingest_concurrency_limit", "ingest_meter_budget_max_ratio", "ingest_paused"];
 
 /// The worker as an AWS Lambda function, for a Kinesis event source mapping with ReportBatchItemFailures; or, where the
 /// function's handler is `forward`, what puts events on the stream for it.
@@ -44,6 +48,8 @@ use function::{DRAIN, Function};
 struct Cli {
     #[command(flatten)]
     settings: Settings,
+    #[command(flatten)]
+    metrics: EmbeddedMetricsArgs,
     /// What this function does: `deliver` events of the stream to Amberflo (`bootstrap` is another name for that), or
     /// `forward` events of EventBridge to the stream. Lambda sets it to the function's handler.
     #[arg(long, env = "_HANDLER", default_value = "deliver", value_parser = handler, help_heading = "Function")]
@@ -86,11 +92,11 @@ pub async fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 /// Answers events for as long as Lambda has some.
 async fn serve(cli: Cli) -> anyhow::Result<()> {
-    let Cli { settings, handler, partition_key_path, runtime_api } = cli;
+    let Cli { settings, metrics, handler, partition_key_path, runtime_api } = cli;
     service::init_logs(&settings.logs)?;
     service::warn_of_no_traces(&settings.traces);
     match handler {
-        Handler::Deliver => deliver(settings, runtime_api).await,
+        Handler::Deliver => deliver(settings, metrics, runtime_api).await,
         Handler::Forward => {
             let StreamName::Kinesis(stream) = settings.backends.stream else {
                 let hint = "the handler `forward` needs kinesis:NAME-OR-ARN";
@@ -102,18 +108,26 @@ async fn serve(cli: Cli) -> anyhow::Result<()> {
     }
 }
 
-async fn deliver(settings: Settings, runtime_api: Option<String>) -> anyhow::Result<()> {
+async fn deliver(settings: Settings, embedded: EmbeddedMetricsArgs, runtime_api: Option<String>) -> anyhow::Result<()> {
     let (settings, stream) = check(settings)?;
     let key = settings.amberflo.key()?;
     check_runtime_api(runtime_api)?;
+    let embedded = EmbeddedMetrics::install(embedded, &GAUGES)?;
+    metrics::describe();
     let keys = api_keys(key).await?;
     let lambda = Arc::new(Lambda { settings, keys, function: OnceCell::new() });
     if let Some(stream) = stream {
         lambda.function(&stream).await?;
     }
     let answer = service_fn(move |event| {
-        let lambda = Arc::clone(&lambda);
-        async move { lambda.answer(event).await }
+        let (lambda, embedded) = (Arc::clone(&lambda), embedded.clone());
+        async move {
+            let answer = lambda.answer(event).await;
+            if let Some(metrics) = embedded {
+                metrics.print(Clock::system().now());
+            }
+            answer
+        }
     });
     lambda_runtime::run(answer).await.map_err(|error| anyhow::anyhow!("the runtime API of Lambda: {error}"))
 }

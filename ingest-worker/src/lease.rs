@@ -38,6 +38,12 @@ impl Fence {
         Self(watch::channel(deadline).1)
     }
 
+    /// How long this worker may still act.
+    #[must_use]
+    pub fn left(&self) -> Duration {
+        self.0.borrow().saturating_duration_since(Instant::now())
+    }
+
     /// Resolves when this worker may no longer act.
     pub async fn fallen(&self) {
         let mut until = self.0.clone();

@@ -25,5 +25,6 @@ pub mod reader;
 pub mod rewind;
 pub mod shard;
 mod spans;
+pub mod status;
 pub mod submit;
 pub mod worker;

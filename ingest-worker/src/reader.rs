@@ -31,6 +31,7 @@ static UNREAD: Trouble = Trouble::new();
 #[derive(Clone, Debug)]
 pub struct Buffer {
     units: Arc<Semaphore>,
+    all: usize,
     page_bytes: usize,
 }
 
@@ -40,7 +41,19 @@ impl Buffer {
     pub fn new(max_bytes: usize) -> Self {
         let page_bytes = (max_bytes / 16).clamp(MIN_PAGE_BYTES, MAX_PAGE_BYTES);
         let units = (max_bytes / UNIT).max(RESERVE_FACTOR * MIN_PAGE_BYTES / UNIT);
-        Self { units: Arc::new(Semaphore::new(units)), page_bytes }
+        Self { units: Arc::new(Semaphore::new(units)), all: units, page_bytes }
+    }
+
+    /// Bytes of the budget that are taken.
+    #[must_use]
+    pub fn used(&self) -> usize {
+        (self.all - self.units.available_permits()) * UNIT
+    }
+
+    /// Bytes of the budget.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.all * UNIT
     }
 
     /// Reserves room for the dearest page of so many bytes.

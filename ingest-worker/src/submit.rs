@@ -191,12 +191,12 @@ async fn next_step(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError, 
             Next::Divide(if is_too_large { Reason::Oversized } else { Reason::Rejected }, parcel.suspicion)
         }
         Decision::SlowDown(wait) => {
-            permit.report(Outcome::SlowDown(wait));
+            permit.report_because(Outcome::SlowDown(wait), &answered(error));
             shard.waiting_for(sleep(wait.unwrap_or_else(|| parcel.backoff.next_delay()))).await;
             Next::Again
         }
         Decision::Backoff(wait) => {
-            permit.report(Outcome::Failed(wait));
+            permit.report_because(Outcome::Failed(wait), &answered(error));
             on_failure(shard, parcel, error).await
         }
         Decision::Pause => on_refusal(shard, parcel, error, permit).await,
@@ -249,9 +249,14 @@ async fn on_refusal(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError,
     if let Some(omitted) = REFUSED.again() {
         tracing::error!(shard = %shard.id, %error, omitted, "Amberflo refuses us; nothing is lost, nothing is sent");
     }
-    permit.report(Outcome::Refused);
+    permit.report_because(Outcome::Refused, &answered(error));
     shard.fence.guard(shard.keys.refresh()).await;
     Next::Again
+}
+
+/// What was answered, or happened instead.
+fn answered(error: &ApiError) -> String {
+    error.status.map_or_else(|| error.answer.clone(), |status| format!("{status}: {}", error.answer))
 }
 
 /// Puts both halves of a parcel on the stack.
@@ -319,13 +324,19 @@ pub struct BodyLimit(Mutex<Option<(usize, Instant)>>);
 
 impl BodyLimit {
     /// How long a refusal is remembered; then a full batch tries again.
-    const MEMORY: Duration = Duration::from_secs(600);
+    pub const MEMORY: Duration = Duration::from_secs(600);
 
     /// The most bytes to send before compression.
     #[must_use]
     pub fn current(&self) -> usize {
+        self.learnt().map_or(usize::MAX, |(bytes, _)| bytes)
+    }
+
+    /// The limit, and how long ago it was learnt, where that is not forgotten.
+    #[must_use]
+    pub fn learnt(&self) -> Option<(usize, Duration)> {
         let known = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known.filter(|(_, at)| at.elapsed() < Self::MEMORY).map_or(usize::MAX, |(bytes, _)| bytes)
+        known.map(|(bytes, at)| (bytes, at.elapsed())).filter(|(_, ago)| *ago < Self::MEMORY)
     }
 
     /// A body of `bytes` was refused: half of it may pass.

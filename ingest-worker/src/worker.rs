@@ -15,6 +15,7 @@ use crate::context::{Common, ShardContext};
 use crate::lease::Keeper;
 use crate::lineage;
 use crate::shard::{self, Outcome};
+use crate::status::HeldLease;
 
 /// A shard that was missing in the stream's list for so long is gone: the stream's retention has passed.
 const GONE_AFTER: Duration = Duration::from_secs(10 * 60);
@@ -92,7 +93,7 @@ impl Worker {
                 }
             }
         }
-        self.ready.set(false);
+        self.ready.close();
         metrics::gauge!("ingest_ready").set(0.0);
         while let Some(ended) = scan.tasks.join_next_with_id().await {
             self.ended(&mut scan, ended);
@@ -228,8 +229,12 @@ impl Worker {
         let leases = Arc::clone(&self.leases);
         let (mut keeper, fence, checkpoint) =
             Keeper::new(Arc::clone(&leases), lease, claimed_at, self.failover, stop.clone());
+        let held =
+            HeldLease { since: self.common.clock.now(), checkpoint: checkpoint.subscribe(), fence: fence.clone() };
+        let posted = self.common.board.post_lease(shard, held);
         let context = Arc::new(ShardContext::new(lineage, fence, Arc::clone(&self.common)));
         async move {
+            let _posted = posted;
             let outcome = tokio::select! {
                 biased;
                 () = keeper.keep() => None,
@@ -275,11 +280,15 @@ impl Worker {
                 }
             }
         }
-        let ready = result.is_ok() && !self.common.limiter.is_paused();
-        self.ready.set(ready);
-        metrics::gauge!("ingest_ready").set(f64::from(u8::from(ready)));
-        metrics::gauge!("ingest_concurrency_limit").set(self.common.limiter.concurrency());
+        match (result, self.common.limiter.observe().pause) {
+            (Err(error), _) => self.ready.set_not("leases or shards cannot be read", &error.to_string()),
+            (_, Some(pause)) => self.ready.set_not("Amberflo refuses our requests", &pause.cause),
+            _ => self.ready.set(),
+        }
+        metrics::gauge!("ingest_ready").set(f64::from(u8::from(self.ready.get())));
         metrics::gauge!("ingest_leases_held").set(scan.held.len() as f64);
+        metrics::gauge!("ingest_shards").set(scan.open as f64);
+        crate::metrics::observe(&self.common);
     }
 }
 

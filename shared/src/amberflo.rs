@@ -4,6 +4,7 @@
 
 mod call;
 mod http_transport;
+mod metrics;
 
 use std::fmt;
 use std::time::Duration;
@@ -23,6 +24,7 @@ use crate::service::traces;
 pub use call::{Call, InvalidSegment, Segment};
 pub use http_transport::HttpTransport;
 pub(crate) use http_transport::client_builder;
+pub use metrics::describe_metrics;
 
 /// A `Retry-After` counts for at most this long.
 pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
@@ -155,17 +157,7 @@ impl Client {
         let started = Instant::now();
         let result = self.transport.exchange(request).instrument(span.clone()).await;
         record(&span, &result);
-        let outcome = match &result {
-            Ok(answer) if answer.status() == StatusCode::TOO_MANY_REQUESTS => "429",
-            Ok(answer) if answer.status().is_success() => "2xx",
-            Ok(answer) if answer.status().is_server_error() => "5xx",
-            Ok(_) => "4xx",
-            Err(TransportError::Timeout(_)) => "timeout",
-            Err(TransportError::Connect(_) | TransportError::TooLong(_)) => "connect",
-        };
-        metrics::counter!("amberflo_requests_total", "operation" => operation, "outcome" => outcome).increment(1);
-        metrics::histogram!("amberflo_request_duration_seconds", "operation" => operation)
-            .record(started.elapsed().as_secs_f64());
+        metrics::count(operation, &result, started.elapsed());
         let mut answer = result.map_err(|error| ApiError {
             status: None,
             answer: error.to_string(),

@@ -1,11 +1,15 @@
 //! A request id, a metric and a line of debug log for every request.
 
+use std::time::Duration;
+
 use axum::extract::{MatchedPath, Request};
 use axum::middleware::Next;
 use axum::response::Response;
 use http::{HeaderName, HeaderValue, Method};
-use shared::service::traces;
-use tokio::time::Instant;
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+use shared::amberflo::describe_metrics;
+use shared::service::{Ready, traces};
+use tokio::time::{Instant, sleep};
 use tracing::field::Empty;
 use tracing::{Instrument as _, Span};
 use uuid::Uuid;
@@ -13,6 +17,29 @@ use uuid::Uuid;
 /// The header of request ids.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_ID_BYTES: usize = 128;
+const READY_INTERVAL: Duration = Duration::from_secs(1);
+/// Names of the calls of Amberflo in metrics, but for those of functions alone.
+const OPERATIONS: [&str; 5] = ["probe", "meters", "usage", "usage_events", "filtering_rules"];
+
+/// Describes all metrics, and lets begin at zero what has labels of its own.
+pub fn describe() {
+    describe_counter!("control_api_requests_total", "Requests, by method, route and the status of the answer");
+    describe_histogram!(
+        "control_api_request_duration_seconds",
+        Unit::Seconds,
+        "From the head of a request to its answer, by method and route"
+    );
+    describe_gauge!("control_api_ready", "1 while Amberflo accepts our key");
+    describe_metrics(&OPERATIONS);
+}
+
+/// Shows whether the API is ready, a second late at most; never returns.
+pub async fn show_ready(ready: Ready) {
+    loop {
+        metrics::gauge!("control_api_ready").set(f64::from(u8::from(ready.get())));
+        sleep(READY_INTERVAL).await;
+    }
+}
 
 /// The id of a request: the caller's, if it is short visible ASCII, or else a new one.
 #[derive(Clone, Debug)]

@@ -5,4 +5,5 @@ mod demo;
 mod dev;
 mod end_to_end;
 mod harness;
+mod metrics;
 mod readme;
