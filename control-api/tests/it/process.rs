@@ -1,5 +1,7 @@
 //! The program itself, as a child process.
 
+mod traces;
+
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Stdio;

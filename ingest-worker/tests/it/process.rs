@@ -5,10 +5,12 @@ mod configuration;
 mod crash;
 mod health;
 mod hostile;
+mod logs;
 mod metrics;
 pub mod redrive;
 mod service;
 mod status;
+mod traces;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
