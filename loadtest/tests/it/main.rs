@@ -3,6 +3,9 @@
 
 mod demo;
 mod dev;
+mod document;
 mod end_to_end;
 mod harness;
 mod readme;
+mod runbook;
+mod shell;
