@@ -35,3 +35,28 @@ from_npm() {
         (cd "$1" && npm ci --silent --ignore-scripts --no-audit --no-fund) &&
         cp "$2/package-lock.json" "$1/installed-lock.json"
 }
+
+# from_debian DIRECTORY PACKAGE PROGRAM...: a Debian package's programs, or links to them where they are on the PATH.
+# Nothing outside the directory is touched, so that no root is needed. A program appears whole or not at all.
+from_debian() {
+    local directory=$1 package=$2 unpacked program source
+    shift 2
+    are_in() { for program in "${@:2}"; do [ -x "$1/$program" ] || return; done; }
+    are_in "$directory" "$@" && return
+    mkdir -p "$directory" && unpacked=$(mktemp -d "$directory/.unpacked-XXXXXX") || return
+    if command -v "$@" | wc -l | grep -qx $#; then
+        mkdir -p "$unpacked/usr/bin" &&
+            for program in "$@"; do ln -s "$(command -v "$program")" "$unpacked/usr/bin/" || break; done
+    else
+        (cd "$unpacked" && download "$package" && dpkg-deb -x ./*.deb .)
+    fi
+    are_in "$unpacked/usr/bin" "$@" &&
+        for program in "$@"; do mv -f "$unpacked/usr/bin/$program" "$directory/" || break; done
+    rm -rf "$unpacked"
+    are_in "$directory" "$@"
+}
+
+# download PACKAGE: the file of a Debian package. On a fresh machine the lists of packages are fetched first: that needs root.
+download() {
+    apt-get download -qq "$1" 2>/dev/null || { [ "$(id -u)" = 0 ] && apt-get update -qq && apt-get download -qq "$1"; }
+}

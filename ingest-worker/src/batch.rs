@@ -49,6 +49,9 @@ pub enum Trigger {
 }
 
 impl Trigger {
+    /// All triggers.
+    pub const ALL: [Self; 4] = [Self::Count, Self::Bytes, Self::Linger, Self::Drain];
+
     /// The label's value.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -246,6 +249,18 @@ impl Batcher {
         if self.open.items.len() >= max_events || self.open.letters.len() >= max_events {
             self.close(Trigger::Count);
         }
+    }
+
+    /// Records that were added and not taken, whatever became of them.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.full.iter().map(|(batch, _)| batch.len()).sum::<u64>() + self.open.len()
+    }
+
+    /// Whether there is no record.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// Whether a batch is full: no more pages until it is taken.

@@ -1,7 +1,7 @@
 //! Counts events per meter and hour against Amberflo's guardrail: a warning and a metric, never a brake.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use shared::clock::UnixMillis;
 
@@ -35,10 +35,7 @@ impl MeterBudget {
         if self.per_hour == 0 {
             return;
         }
-        let mut hour = self.hour.lock().unwrap_or_else(PoisonError::into_inner);
-        if hour.number != now / MILLIS_PER_HOUR {
-            *hour = Hour { number: now / MILLIS_PER_HOUR, events: HashMap::new() };
-        }
+        let mut hour = self.hour(now);
         for (meter, &more) in meters {
             let is_known = hour.events.contains_key(meter);
             let name = if is_known || hour.events.len() < MAX_METERS { meter } else { "(others)" };
@@ -50,8 +47,25 @@ impl MeterBudget {
                 tracing::warn!(meter = name, budget = self.per_hour, "a meter nears Amberflo's events per hour");
             }
         }
-        let max = hour.events.values().copied().max().unwrap_or_default();
-        metrics::gauge!("ingest_meter_budget_max_ratio").set(self.ratio(max));
+        self.show(&hour);
+    }
+
+    /// Shows how much of the budget the busiest meter has used: nothing at the beginning of an hour.
+    pub fn observe(&self, now: UnixMillis) {
+        self.show(&self.hour(now));
+    }
+
+    fn hour(&self, now: UnixMillis) -> MutexGuard<'_, Hour> {
+        let mut hour = self.hour.lock().unwrap_or_else(PoisonError::into_inner);
+        if hour.number != now / MILLIS_PER_HOUR {
+            *hour = Hour { number: now / MILLIS_PER_HOUR, events: HashMap::new() };
+        }
+        hour
+    }
+
+    fn show(&self, hour: &Hour) {
+        let max = hour.events.values().copied().max().map_or(0.0, |events| self.ratio(events));
+        metrics::gauge!("ingest_meter_budget_max_ratio").set(max);
     }
 
     fn ratio(&self, events: u64) -> f64 {

@@ -16,15 +16,18 @@ use shared::backend::{Checkpoint, Position, Record, SequenceNumber, hash};
 use shared::clock::{UnixMillis, millis};
 use shared::event;
 use shared::reason::Reason;
+use shared::service::metrics::together;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument as _;
 
-use crate::batch::{Batch, Batcher, Pushed};
+use crate::batch::{Batch, Batcher, Pushed, Trigger};
 use crate::context::ShardContext;
 use crate::dedup::{Seen, Window};
 use crate::reader::{BufferedPage, Pages, Reading, Since};
+use crate::spans;
 use crate::submit::{Settled, settle};
 
 /// Arrival times are approximate on Kinesis: the rebuild of the dedup window reaches back this much further.
@@ -96,9 +99,11 @@ pub async fn run_on(
                 if permit_for_due.is_some() {
                     permit.set(Arc::clone(&shard.limiter).acquire());
                 }
-                let batch = path.take_batch();
+                let (batch, trigger) = path.take_batch();
+                let waited = due_at.map_or(Duration::ZERO, |due_at| due_at.elapsed());
+                let span = spans::batch(&shard, &batch, trigger, waited);
                 shard.count_submitted();
-                let submit = tokio::spawn(settle(Arc::clone(&shard), batch, permit_for_due));
+                let submit = tokio::spawn(settle(Arc::clone(&shard), batch, permit_for_due).instrument(span));
                 in_flight.push_back(AbortOnDropHandle::new(submit));
                 is_evidence_due = false;
             }
@@ -165,10 +170,17 @@ struct Path {
     /// The shard's last page was taken.
     is_ended: bool,
     started: Instant,
-    read: u64,
-    settled: u64,
     millis_behind_latest: i64,
-    first_arrivals: VecDeque<UnixMillis>,
+    /// The batches in flight, oldest first.
+    submitted: VecDeque<Submitted>,
+    /// This shard's part of `ingest_in_flight_records`.
+    in_flight_shown: u64,
+}
+
+/// What is known of a batch while its submit has it.
+struct Submitted {
+    records: u64,
+    first_arrival: UnixMillis,
 }
 
 impl Path {
@@ -185,10 +197,9 @@ impl Path {
             is_rebuild_told: false,
             is_ended: false,
             started: Instant::now(),
-            read: 0,
-            settled: 0,
             millis_behind_latest: 0,
-            first_arrivals: VecDeque::new(),
+            submitted: VecDeque::new(),
+            in_flight_shown: 0,
             shard,
         }
     }
@@ -219,8 +230,10 @@ impl Path {
             self.batcher.advance(record, pushed, self.window.mark(), &memory);
             read += 1;
         }
-        self.read += read;
-        metrics::counter!("ingest_records_read_total").increment(read);
+        together(|| {
+            metrics::counter!("ingest_records_read_total").increment(read);
+            self.show_in_flight();
+        });
         if page.is_end {
             self.is_ended = true;
             self.batcher.drain();
@@ -288,40 +301,57 @@ impl Path {
         }
     }
 
-    fn take_batch(&mut self) -> Batch {
+    fn take_batch(&mut self) -> (Batch, Trigger) {
         let (batch, trigger) = self.batcher.take();
-        self.first_arrivals.push_back(batch.first_arrival.unwrap_or(UnixMillis::MAX));
+        let first_arrival = batch.first_arrival.unwrap_or(UnixMillis::MAX);
+        self.submitted.push_back(Submitted { records: batch.len(), first_arrival });
         if !batch.items.is_empty() {
             metrics::counter!("ingest_batches_total", "trigger" => trigger.as_str()).increment(1);
             metrics::histogram!("ingest_batch_events").record(batch.items.len() as f64);
             metrics::histogram!("ingest_batch_bytes").record(batch.body_bytes() as f64);
         }
-        batch
+        (batch, trigger)
     }
 
     /// The oldest batch in flight is settled: the checkpoint may follow.
     fn settled(&mut self, settled: Settled, checkpoint: &watch::Sender<Checkpoint>) {
-        self.first_arrivals.pop_front();
+        self.submitted.pop_front();
         self.window.settle(settled.window_mark);
-        self.settled += settled.delivered + settled.dead_lettered + settled.duplicates;
-        let outcomes = &self.shard.outcomes;
-        for (outcome, total, records) in [
-            ("delivered", &outcomes.delivered, settled.delivered),
-            ("dead_lettered", &outcomes.dead_lettered, settled.dead_lettered),
-            ("duplicate", &outcomes.duplicates, settled.duplicates),
-        ] {
-            total.fetch_add(records, Ordering::Relaxed);
-            count(outcome, records);
-        }
+        together(|| {
+            let outcomes = &self.shard.outcomes;
+            for (outcome, total, records) in [
+                ("delivered", &outcomes.delivered, settled.delivered),
+                ("dead_lettered", &outcomes.dead_lettered, settled.dead_lettered),
+                ("duplicate", &outcomes.duplicates, settled.duplicates),
+            ] {
+                total.fetch_add(records, Ordering::Relaxed);
+                count(outcome, records);
+            }
+            self.show_in_flight();
+        });
         if let Some((sequence_number, arrived_at)) = settled.last {
             checkpoint.send_replace(Checkpoint::Settled { sequence_number, arrived_at });
         }
     }
 
+    /// Records that were read and are neither settled nor handed back: counted here, not reckoned from the outcomes, so
+    /// that one that is forgotten shows as an imbalance.
+    fn in_flight(&self) -> u64 {
+        self.batcher.len() + self.submitted.iter().map(|batch| batch.records).sum::<u64>()
+    }
+
+    fn show_in_flight(&mut self) {
+        let in_flight = self.in_flight();
+        let more = in_flight as f64 - self.in_flight_shown as f64;
+        metrics::gauge!("ingest_in_flight_records").increment(more);
+        self.in_flight_shown = in_flight;
+    }
+
     fn observe(&mut self) {
+        self.shard.tell_of_letters();
         self.window.trim();
         let shard = self.shard.id.to_string();
-        let oldest = self.first_arrivals.front().copied().or_else(|| self.batcher.first_arrival());
+        let oldest = self.submitted.front().map(|batch| batch.first_arrival).or_else(|| self.batcher.first_arrival());
         let age = oldest.map_or(Duration::ZERO, |arrival| self.shard.clock.since(arrival));
         metrics::gauge!("ingest_oldest_unsettled_seconds", "shard" => shard.clone()).set(age.as_secs_f64());
         let lag = Duration::from_millis(self.millis_behind_latest.try_into().unwrap_or_default()).max(age);
@@ -333,7 +363,12 @@ impl Path {
 impl Drop for Path {
     /// What was read and not settled goes back to the stream: the next owner reads it again.
     fn drop(&mut self) {
-        count("released", self.read - self.settled);
+        self.shard.tell_of_all_letters();
+        together(|| {
+            count("released", self.in_flight());
+            metrics::gauge!("ingest_in_flight_records").decrement(self.in_flight_shown as f64);
+        });
+        // Until they are no longer shown.
         for name in ["ingest_oldest_unsettled_seconds", "ingest_shard_lag_seconds"] {
             metrics::gauge!(name, "shard" => self.shard.id.to_string()).set(0.0);
         }

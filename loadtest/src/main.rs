@@ -4,6 +4,7 @@ mod audit;
 mod bench;
 mod demo;
 mod dev;
+mod drill;
 mod faults;
 mod generator;
 mod log_watch;
@@ -33,6 +34,7 @@ struct Cli {
 enum Command {
     Demo(demo::DemoArgs),
     Dev(dev::DevArgs),
+    Drill(drill::DrillArgs),
     /// Measures what the pipeline costs, and prints it as tables.
     Bench(bench::BenchArgs),
     Put(put::PutArgs),
@@ -48,6 +50,12 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
+    /// Becomes Prometheus, and ends with the drill that started it.
+    #[command(name = drill::PROMETHEUS, hide = true, disable_help_flag = true)]
+    Prometheus {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
 }
 
 #[tokio::main]
@@ -55,10 +63,12 @@ async fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Demo(args) => demo::run(args).await,
         Command::Dev(args) => dev::run(args).await,
+        Command::Drill(args) => drill::run(args).await,
         Command::Bench(args) => bench::run(&args).await.map(|()| ExitCode::SUCCESS),
         Command::Put(args) => put::run(args).await.map(|()| ExitCode::SUCCESS),
         Command::IngestWorker { args } => return service_process::child_main(Service::IngestWorker, args).await,
         Command::ControlApi { args } => return service_process::child_main(Service::ControlApi, args).await,
+        Command::Prometheus { args } => return drill::become_prometheus(&args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("loadtest: {error:#}");

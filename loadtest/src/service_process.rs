@@ -223,11 +223,19 @@ impl ServiceProcess {
     pub async fn terminate(&mut self) -> anyhow::Result<ExitStatus> {
         self.check()?;
         let service = self.settings.service;
-        let pid = self.child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
-        let pid = pid.with_context(|| format!("the {service} has no pid"))?;
-        kill_process(pid, Signal::TERM).context("SIGTERM cannot be sent")?;
+        self.signal(Signal::TERM)?;
         let ended = timeout(END_TIMEOUT, self.child.wait()).await;
         ended.with_context(|| format!("the {service} still runs {END_TIMEOUT:?} after SIGTERM"))?.context("wait")
+    }
+
+    /// Sends it this signal.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        let pid = self.child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
+        let pid = pid.with_context(|| format!("the {} has no pid", self.settings.service))?;
+        kill_process(pid, signal).with_context(|| format!("{signal:?} cannot be sent"))
     }
 
     /// # Errors

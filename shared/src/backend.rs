@@ -16,6 +16,7 @@ pub mod sqs;
 
 use std::fmt;
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -157,6 +158,12 @@ pub trait Stream: Send + Sync {
     ///
     /// After an error, some may have been stored: a caller that repeats the call may publish them twice.
     async fn publish(&self, records: Vec<NewRecord>) -> Result<(), BackendError>;
+
+    /// How long the stream keeps records whatever becomes of them, as it was when last asked; `None` for one that keeps
+    /// what is not settled.
+    fn retention(&self) -> Option<Duration> {
+        None
+    }
 }
 
 /// Reads one shard in order.

@@ -6,6 +6,7 @@ mod dev;
 mod document;
 mod end_to_end;
 mod harness;
+mod metrics;
 mod readme;
 mod runbook;
 mod shell;

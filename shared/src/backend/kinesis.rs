@@ -215,6 +215,10 @@ impl Stream for KinesisStream {
     async fn publish(&self, records: Vec<NewRecord>) -> Result<(), BackendError> {
         self.put(records).await
     }
+
+    fn retention(&self) -> Option<Duration> {
+        Some(self.description().retention)
+    }
 }
 
 impl fmt::Debug for KinesisStream {
