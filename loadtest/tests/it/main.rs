@@ -3,7 +3,10 @@
 
 mod demo;
 mod dev;
+mod document;
 mod end_to_end;
 mod harness;
 mod metrics;
 mod readme;
+mod runbook;
+mod shell;
