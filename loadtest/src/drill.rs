@@ -87,8 +87,8 @@ async fn perform(args: &DrillArgs) -> anyhow::Result<bool> {
     let targets: Vec<Target> = stacks.iter().flat_map(Stack::targets).cloned().collect();
     let program = prometheus::program(args.prometheus.as_deref());
     let started = seconds_now();
-    let mut prometheus =
-        Prometheus::start(&program, dir.path(), &observability.join("rules"), args.factor, &targets).await?;
+    let mut prometheus = Prometheus::start(&program, dir.path(), targets.clone()).await?;
+    prometheus.follow(&observability.join("rules"), args.factor).await?;
     println!("{} deployments, {} targets; Prometheus: {}", stacks.len(), targets.len(), prometheus.base());
 
     let mut watch = Watch::new(&prometheus, &runbook, args.factor, &scenarios);

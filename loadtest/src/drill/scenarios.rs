@@ -89,8 +89,8 @@ pub fn all() -> Vec<Scenario> {
         Scenario {
             name: "throttled",
             cause: Some("amberflo-throttles"),
-            injected: "Amberflo answers 429 to most requests",
-            fault: amberflo(Faults { throttle: Trigger::rate(0.7), ..Faults::default() }),
+            injected: "Amberflo answers 429 to every third request",
+            fault: amberflo(Faults { throttle: Trigger::rate(0.3), ..Faults::default() }),
             alerts: &["MeteringThrottled/ticket"],
             ..local.clone()
         },
