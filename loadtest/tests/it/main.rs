@@ -3,6 +3,7 @@
 
 mod demo;
 mod dev;
+mod drill;
 mod end_to_end;
 mod harness;
 mod readme;
