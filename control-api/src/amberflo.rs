@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use shared::amberflo::{ApiError, Call, Client, Decision, HttpTransport, Segment};
 use shared::api_key::ApiKeys;
 use shared::clock::Clock;
-use shared::service::Ready;
+use shared::service::{Ready, Trouble};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::problem::Problem;
@@ -24,6 +24,8 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 const WAITS: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(1)];
 /// A `Retry-After` up to this is waited for where the call may be repeated; a longer one is the caller's to wait for.
 const MAX_WAIT: Duration = Duration::from_secs(2);
+
+static REFUSED: Trouble = Trouble::new();
 
 /// Amberflo, as the handlers see it.
 pub struct Amberflo {
@@ -152,18 +154,19 @@ impl Amberflo {
         }
         match &result {
             Err(error) if is_about_our_key(error) => {
-                if self.ready.get() || call.operation != PROBE {
-                    tracing::error!(
-                        operation = call.operation,
-                        status = error.status.map(|s| s.as_u16()),
-                        "Amberflo refuses our key"
-                    );
+                if let Some(omitted) = REFUSED.again() {
+                    let status = error.status.map(|status| status.as_u16());
+                    tracing::error!(operation = call.operation, status, omitted, "Amberflo refuses our key");
                 }
-                self.ready.set(false);
+                self.ready.set_not("Amberflo refuses our API key", &error.to_string());
             }
             // Who looks at what was asked for has let us in.
-            Ok(_) => self.ready.set(true),
-            Err(ApiError { status: Some(StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND), .. }) => self.ready.set(true),
+            Ok(_) | Err(ApiError { status: Some(StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND), .. }) => {
+                if let Some(over) = REFUSED.over() {
+                    tracing::info!(lasted = over.lasted.as_secs(), "Amberflo takes our key again");
+                }
+                self.ready.set();
+            }
             Err(_) => {}
         }
         result

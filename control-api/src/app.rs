@@ -13,6 +13,7 @@ use shared::backend::{BackendError, DeadLetters, Stream};
 use shared::backends::{Backends, api_keys};
 use shared::clock::Clock;
 use shared::event::EventRules;
+use shared::service::status::{Setting, StatusPage};
 use shared::service::{self, ConfigError, Ready};
 use shared::settings::{StreamName, warn_of_clear_text};
 use tokio::sync::OnceCell;
@@ -26,7 +27,7 @@ use crate::auth::Auth;
 use crate::bus::Bus;
 use crate::config::{Cli, ServerArgs, Settings};
 use crate::problem::Problem;
-use crate::{routes, surroundings};
+use crate::{routes, status, surroundings};
 
 /// How long the start waits to find out whether Amberflo takes our key.
 const PROBE_TIME: Duration = Duration::from_secs(3);
@@ -111,14 +112,20 @@ pub fn router(app: Arc<App>, auth: Auth) -> Router {
 
 /// Runs the program with these arguments, the first of which is its name.
 pub async fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli: Cli = match service::parse(args) {
-        Ok(cli) => cli,
+    let (cli, told): (Cli, Vec<Setting>) = match service::parse_told(args) {
+        Ok(parsed) => parsed,
         Err(code) => return code,
     };
-    match serve(cli.settings, &cli.server).await {
-        Ok(code) => code,
-        Err(error) => service::failed("control-api", &error),
-    }
+    let (logs, traces) = (cli.settings.logs.clone(), cli.settings.traces.clone());
+    let result = match service::init_logs_and_traces(&logs, &traces, "control-api") {
+        Ok(traces) => {
+            let result = serve(cli.settings, &cli.server, told).await;
+            traces.end().await;
+            result
+        }
+        Err(error) => Err(error.into()),
+    };
+    result.unwrap_or_else(|error| service::failed("control-api", &error, &logs))
 }
 
 fn is_unavailable(error: &anyhow::Error) -> bool {
@@ -126,10 +133,9 @@ fn is_unavailable(error: &anyhow::Error) -> bool {
 }
 
 /// The server, from its first check to its last answer.
-async fn serve(settings: Settings, server: &ServerArgs) -> anyhow::Result<ExitCode> {
+async fn serve(settings: Settings, server: &ServerArgs, told: Vec<Setting>) -> anyhow::Result<ExitCode> {
     settings.check(Some(server.listen))?;
     let key = settings.amberflo.key()?;
-    service::init_logs(&settings.logs)?;
     let registry = service::init_metrics("control-api")?;
     surroundings::describe();
     let mut signals = service::signals()?;
@@ -148,7 +154,7 @@ async fn serve(settings: Settings, server: &ServerArgs) -> anyhow::Result<ExitCo
     }
     app.bus.open().await?;
     let auth = Auth::new(&app.settings.auth, Some(server.listen), app.settings.cors_origins.clone(), app.clock)?;
-    ready.set(true);
+    ready.set();
     // An issuer or an Amberflo that does not answer must not keep the API from starting.
     let _ = tokio::join!(auth.warm(), timeout(PROBE_TIME, app.amberflo.probe()));
     let listener = service::bind("LISTEN", server.listen).await?;
@@ -168,9 +174,11 @@ async fn serve(settings: Settings, server: &ServerArgs) -> anyhow::Result<ExitCo
 
     let (stop, end) = (CancellationToken::new(), CancellationToken::new());
     let mut servers = JoinSet::new();
-    let admin = service::admin_router(registry.clone(), ready.clone());
-    servers.spawn(service::serve(admin_listener, admin, end.clone().cancelled_owned()));
+    let status = StatusPage::new(status::view(&app, admin_listener.local_addr()?, told));
     let mut background = JoinSet::new();
+    background.spawn(status.keep_history(registry.clone()));
+    let admin = service::admin_router(registry.clone(), ready.clone(), status);
+    servers.spawn(service::serve(admin_listener, admin, end.clone().cancelled_owned()));
     background.spawn(service::metrics_upkeep(registry));
     background.spawn(surroundings::show_ready(ready.clone()));
     let refresh = app.settings.amberflo.api_key_refresh;

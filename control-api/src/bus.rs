@@ -10,6 +10,7 @@ use aws_sdk_eventbridge::types::{PutEventsRequestEntry, PutEventsResultEntry};
 use futures_util::{StreamExt as _, stream};
 use shared::backend::{BackendError, aws};
 use shared::clock::UnixMillis;
+use shared::service::Trouble;
 use shared::settings::StreamName;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -31,6 +32,9 @@ const WAITS: [Duration; 4] =
 /// The local worker's bus, where nothing is set.
 const LOCAL_BUS: &str = "http://127.0.0.1:4010";
 const SERVICE_ID: &str = "EventBridge";
+
+static UNPUT: Trouble = Trouble::new();
+
 /// Codes of entries that the same entry will meet again. Source: the EventBridge API reference.
 const FINAL: [&str; 5] = [
     "InvalidArgument",
@@ -210,10 +214,17 @@ impl Call<'_> {
     /// The SDK repeats a call that fails as a whole.
     async fn attempt(&self, entries: Vec<PutEventsRequestEntry>) -> Result<Vec<PutEventsResultEntry>, NotPut> {
         let answer = self.client.put_events().set_entries(Some(entries)).send().await;
+        if answer.is_ok()
+            && let Some(over) = UNPUT.over()
+        {
+            tracing::info!(lasted = over.lasted.as_secs(), "events can be put on the bus again");
+        }
         answer.map(|answer| answer.entries.unwrap_or_default()).map_err(|error| {
             let bus = &self.bus.settings.event_bus;
             let error = aws::error(&format!("PutEvents on the bus {bus:?}"), &error);
-            tracing::warn!(%error, "events could not be put on the bus");
+            if let Some(omitted) = UNPUT.again() {
+                tracing::warn!(%error, omitted, "events could not be put on the bus");
+            }
             let hint = match &self.bus.stream {
                 StreamName::Local(_) => "; with STREAM=local:... the running ingest-worker is the bus",
                 StreamName::Kinesis(_) => "",

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, Parser};
 use http::{HeaderValue, Uri};
 use shared::event::DETAIL_TYPES;
-use shared::service::{ConfigError, LogArgs};
+use shared::service::{ConfigError, LogArgs, TraceArgs};
 use shared::settings::{
     AmberfloArgs, BackendArgs, EventArgs, StreamName, address, duration, rate, within, within_time,
 };
@@ -69,6 +69,9 @@ pub struct Settings {
     /// Logs.
     #[command(flatten)]
     pub logs: LogArgs,
+    /// Traces.
+    #[command(flatten)]
+    pub traces: TraceArgs,
 }
 
 /// Where POST /ingest puts events.

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use shared::api_key::ApiKeys;
 use shared::backends::api_keys;
 use shared::clock::{Clock, UnixMillis};
-use shared::service::{self, ConfigError, Ready};
+use shared::service::{self, ConfigError, EmbeddedMetrics, EmbeddedMetricsArgs, Ready};
 use shared::settings::StreamName;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -32,7 +32,7 @@ use crate::auth::Auth;
 use crate::config::Settings;
 use crate::customers::{self, Change};
 use crate::problem::Problem;
-use crate::surroundings::audit;
+use crate::surroundings::{self, audit};
 use gateway::{Answer, HttpEvent};
 
 /// The longest that an event waits for the API key to be read again.
@@ -51,6 +51,8 @@ const MAX_NAMES: usize = 10;
 struct Cli {
     #[command(flatten)]
     settings: Settings,
+    #[command(flatten)]
+    metrics: EmbeddedMetricsArgs,
     /// Where Lambda hands out events.
     #[arg(long, env = "AWS_LAMBDA_RUNTIME_API", hide = true)]
     runtime_api: Option<String>,
@@ -62,14 +64,17 @@ pub async fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(cli) => cli,
         Err(code) => return code,
     };
+    let logs = cli.settings.logs.clone();
     match serve(cli).await {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => service::failed("control-api-lambda", &error),
+        Err(error) => service::failed("control-api-lambda", &error, &logs),
     }
 }
 
 /// Answers events for as long as Lambda has some.
-async fn serve(Cli { settings, runtime_api }: Cli) -> anyhow::Result<()> {
+async fn serve(Cli { settings, metrics, runtime_api }: Cli) -> anyhow::Result<()> {
+    service::init_logs(&settings.logs)?;
+    service::warn_of_no_traces(&settings.traces);
     if let StreamName::Local(_) = &settings.backends.stream {
         let given = &settings.backends.stream;
         return Err(ConfigError(format!("STREAM: {given}; allowed in Lambda is kinesis:NAME-OR-ARN")).into());
@@ -80,13 +85,18 @@ async fn serve(Cli { settings, runtime_api }: Cli) -> anyhow::Result<()> {
         let hint = "`control-api-lambda` runs inside AWS Lambda, which sets it; elsewhere run `control-api`";
         return Err(ConfigError(format!("AWS_LAMBDA_RUNTIME_API: not set; {hint}")).into());
     }
-    service::init_logs(&settings.logs)?;
+    let metrics = EmbeddedMetrics::install(metrics, &[])?;
+    surroundings::describe();
     let function = Arc::new(Function::new(settings, api_keys(key).await?)?);
     let answer = service_fn(move |event: LambdaEvent<Value>| {
-        let function = Arc::clone(&function);
+        let (function, metrics) = (Arc::clone(&function), metrics.clone());
         async move {
             let deadline = i64::try_from(event.context.deadline).unwrap_or(i64::MAX);
-            function.answer(event.payload, deadline).await.map_err(|error| {
+            let answer = function.answer(event.payload, deadline).await;
+            if let Some(metrics) = metrics {
+                metrics.print(Clock::system().now());
+            }
+            answer.map_err(|error| {
                 let error = format!("{error:#}");
                 tracing::error!(error, "an event failed");
                 lambda_runtime::Error::from(error)

@@ -14,6 +14,7 @@ pub mod extract;
 pub mod lambda;
 pub mod problem;
 pub mod routes;
+pub mod status;
 pub mod surroundings;
 
 /// Compiles the README's examples.

@@ -6,7 +6,7 @@ import * as ec2 from 'aws-cdk-lib/aws-ec2';
 import * as ecs from 'aws-cdk-lib/aws-ecs';
 import { Construct } from 'constructs';
 
-import { AmberfloMetering, WorkerCompute } from '../src';
+import { AmberfloMetering, AmberfloMeteringProps, WorkerCompute } from '../src';
 import { meteringProps, newApp, ref, Resource, Synthesised } from './support';
 import { EventManager } from './support-sbt-main';
 
@@ -66,9 +66,9 @@ function metricsOf({ metrics }: any): ShownMetric[] {
   });
 }
 
-function lambdaStack(app: App): Stack {
+function lambdaStack(app: App, props: Partial<AmberfloMeteringProps> = {}): Stack {
   const stack = new Stack(app, 'Metering');
-  new AmberfloMetering(stack, 'AmberfloMetering', { ...meteringProps(), eventManager: new EventManager(stack, 'EventManager') });
+  new AmberfloMetering(stack, 'AmberfloMetering', { ...meteringProps(), ...props, eventManager: new EventManager(stack, 'EventManager') });
   return stack;
 }
 
@@ -84,6 +84,9 @@ const DIMENSIONS: Record<string, string> = {
   ServiceName: 'AWS::ECS::Service',
   TableName: 'AWS::DynamoDB::Table',
 };
+
+/** Of the metrics that the worker prints. */
+const LABELS = ['operation', 'outcome'];
 
 function checkDashboard(shown: ShownDashboard): void {
   test('is JSON, with a title and units for each graph', () => {
@@ -102,9 +105,9 @@ function checkDashboard(shown: ShownDashboard): void {
   test('shows metrics of what is in the template', () => {
     const metrics = shown.widgets.filter(({ type }) => type === 'metric').flatMap(({ properties }) => metricsOf(properties));
     for (const { namespace, name, dimensions } of metrics) {
-      assert.match(namespace, /^(AWS\/\w+|ECS\/ContainerInsights|AmberfloMetering\/\w+)$/);
+      assert.match(namespace, /^(AWS\/\w+|ECS\/ContainerInsights|AmberfloMetering(\/\w+)?)$/);
       for (const [dimension, value] of Object.entries(dimensions)) {
-        if (dimension !== 'RuleName') {
+        if (!['RuleName', ...LABELS].includes(dimension)) {
           assert.equal(shown.app.referred(value).type, DIMENSIONS[dimension], `${namespace} ${name} ${dimension}: ${value}`);
         }
       }
@@ -140,6 +143,9 @@ describe('with a worker on Lambda', () => {
       'Worker: how old the events are that it works on',
       'Worker: invocations',
       'Worker: duration',
+      'Worker: what became of events',
+      'Worker: from the stream to Amberflo',
+      'Amberflo: its answers',
       'Dead letters: refused, not billed',
       'Undelivered: did not reach the stream',
       'Events about tenants that failed',
@@ -163,8 +169,19 @@ describe('with a worker on Lambda', () => {
     assert.deepEqual(names('Admin API: duration'), ['Duration', 'Duration']);
   });
 
+  test('shows what the worker prints by itself, unless it is told not to', () => {
+    assert.deepEqual(names('Amberflo: its answers'), [...Array(6).fill('amberflo_requests_total'), 'ingest_paused']);
+    assert.deepEqual(names('Worker: from the stream to Amberflo'), Array(3).fill('ingest_delivery_latency_seconds'));
+    const [of, without] = ['Of', ''].map((METRICS_NAMESPACE) => {
+      const stack = lambdaStack(newApp(), { settings: { METRICS_NAMESPACE } });
+      return new ShownDashboard(stack.node.root as App);
+    });
+    assert.deepEqual([...new Set(metricsOf(of.titled('Amberflo: its answers')).map(({ namespace }) => namespace))], ['Of']);
+    assert.ok(!without.titles.includes('Amberflo: its answers'));
+  });
+
   test('counts sums, where the default would be an average', () => {
-    for (const title of ['Stream: records', 'Stream: bytes', 'Stream: throttled', 'Rule: failed']) {
+    for (const title of ['Worker: what became of events', 'Stream: records', 'Stream: bytes', 'Stream: throttled', 'Rule: failed']) {
       for (const { name, options } of metricsOf(onLambda.titled(title))) {
         assert.equal(options.stat, 'Sum', `${title}: ${name}`);
       }

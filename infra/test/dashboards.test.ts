@@ -63,7 +63,6 @@ describe('dashboards', () => {
   test('use only the variables that they have', () => {
     for (const { name, dashboard } of shown) {
       const has = new Set([...dashboard.templating.list.map((variable: any) => variable.name), '__rate_interval', '__range', '__value', '__all']);
-      // `$1` is the first group of a regular expression.
       const used = [...JSON.stringify(dashboard).matchAll(/\$\{?([a-zA-Z_]\w*)/g)].map(([, variable]) => variable);
       assert.deepEqual(used.filter((variable) => !has.has(variable)), [], name);
       const unused = dashboard.templating.list.filter((variable: any) => !used.includes(variable.name));
@@ -96,6 +95,8 @@ describe('dashboards', () => {
 });
 
 describe('panels', () => {
+  const documented = new Set(read('METRICS.md').match(/(?<=^\| `)\w+/gm));
+
   test('say what they show, in what unit, and from where', () => {
     assert.ok(panels.length >= 50, `${panels.length}`);
     for (const { of, panel } of panels) {
@@ -115,13 +116,14 @@ describe('panels', () => {
     }
   });
 
-  test('lead from every alert, and only from alerts, to the runbook', () => {
+  test('lead from every alert, and only from alerts, to its section of the runbook', () => {
     const linked = new Set(panels.flatMap(({ panel }) => panel.links.map(({ url }: any) => url)));
     assert.deepEqual([...linked].sort(), ALERTS.map((name) => `\${runbook}#${name.toLowerCase()}`).sort());
+    const headings = new Set(read('RUNBOOK.md').match(/(?<=^#+ )\w+$/gm));
+    assert.deepEqual(ALERTS.filter((name) => !headings.has(name)), []);
   });
 
   test('are of what the services expose, or the rules record', () => {
-    const documented = new Set(read('METRICS.md').match(/(?<=`)[a-z]\w+(?=[`{])/g));
     const recorded = new Set(read('rules', 'recording.yaml').match(/(?<=record: )\S+/g));
     const suffixes = /_(bucket|sum|count)$/;
     for (const { of, expr } of [...targets, ...annotations]) {
@@ -133,12 +135,17 @@ describe('panels', () => {
     }
   });
 
+  test('leave out no metric of ours', () => {
+    const used = new Set(targets.flatMap(({ expr }) => metrics(expr)).map((name) => name.replace(/_(bucket|sum|count)$/, '')));
+    assert.deepEqual([...documented].filter((name) => !name.startsWith('process_') && !used.has(name)), []);
+  });
+
   test('ask for rates over what Grafana finds right, and for what is chosen', () => {
     for (const { of, expr } of targets) {
       for (const [call] of expr.replace(/"[^"]*"/g, '""').matchAll(/\b(i?rate|i?delta|deriv)\([^[]*\[[^\]]*\]/g)) {
         assert.match(call, /\[\$__rate_interval\]$/, `${of}: ${call}`);
       }
-      for (const [, metric, matchers] of expr.matchAll(/\b(ingest_\w+|amberflo_\w+|control_api_\w+|process_\w+|tokio_\w+|build_info|ALERTS)(\{[^}]*\})?/g)) {
+      for (const [, metric, matchers] of expr.matchAll(/(?<![\w:])((?:\w+:)*(?:ingest|amberflo|control_api|process|tokio)_[\w:]+|build_info|ALERTS)(\{[^}]*\})?/g)) {
         assert.match(matchers ?? '', /cluster=~"\$cluster"/, `${of}: ${metric}`);
       }
     }
@@ -178,7 +185,7 @@ function substituted(expr: string): string {
 function metrics(expr: string): string[] {
   const bare = expr
     .replace(/"(\\.|[^"])*"/g, '""')
-    .replace(/\{[^}]*\}|\[[^\]]*\]/g, '')
+    .replace(/\{[^}]*\}|\[[^\]]*\]|\$\w+/g, '')
     .replace(/\b(by|without|on|ignoring|group_left|group_right) *\([^)]*\)/g, ' ');
   const names = [...bare.matchAll(/(?<![\w.])([a-zA-Z_:][\w:]*)(?! *\()\b(?! *\()/g)].map(([name]) => name);
   return names.filter((name) => !WORDS.has(name));

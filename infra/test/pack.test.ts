@@ -67,8 +67,14 @@ describe('npm pack', { timeout: 12 * MINUTE, skip }, () => {
         assert.ok(files.includes(`lib/${source.replace(/\.ts$/, suffix)}`), `${source} is missing as ${suffix}`);
       }
     }
+    for (const kind of ['dashboards', 'rules']) {
+      for (const name of readdirSync(join(PACKAGE, 'observability', kind)).filter((file) => /\.(json|yaml)$/.test(file))) {
+        assert.ok(files.includes(`observability/${kind}/${name}`), `${name} is missing`);
+      }
+    }
+    const observability = /^observability\/(\w+\.md|mixin\.libsonnet|dashboards\/\w+\.json|rules\/\w+\.yaml)$/;
     const expected = /^(package\.json|README\.md|LICENSE|CHANGELOG\.md|assets\/(manifest\.json|[\w-]+\.zip)|lib\/[\w/-]+(\.d\.ts|\.js))$/;
-    assert.deepEqual(files.filter((name) => !expected.test(name)), []);
+    assert.deepEqual(files.filter((name) => !expected.test(name) && !observability.test(name)), []);
     assert.ok(!existsSync(join(PACKAGE, 'LICENSE')), 'what was copied for packing is gone again');
   });
 

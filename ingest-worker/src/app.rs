@@ -13,6 +13,7 @@ use shared::backend::local::LocalStore;
 use shared::backend::{DeadLetters, Stream};
 use shared::backends::{Kind, api_keys};
 use shared::clock::Clock;
+use shared::service::status::{Setting, StatusPage};
 use shared::service::{self, EXIT_FAILURE, Ready};
 use shared::settings::{StreamName, warn_of_clear_text};
 use tokio::net::TcpListener;
@@ -30,7 +31,7 @@ use crate::meters::MeterBudget;
 use crate::reader::Buffer;
 use crate::submit::BodyLimit;
 use crate::worker::Worker;
-use crate::{bus, health, metrics, operator};
+use crate::{bus, health, metrics, operator, status};
 
 const PRUNE_INTERVAL: Duration = Duration::from_secs(30);
 /// Settled batches wait for older ones: room for this many keeps a shard going while one of its batches is searched for
@@ -39,10 +40,11 @@ const IN_ORDER_PER_IN_FLIGHT: usize = 4;
 
 /// Runs the program with these arguments, the first of which is its name.
 pub async fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli: Cli = match service::parse(args) {
-        Ok(cli) => cli,
+    let (cli, told): (Cli, Vec<Setting>) = match service::parse_told(args) {
+        Ok(parsed) => parsed,
         Err(code) => return code,
     };
+    let logs = cli.settings.logs.clone();
     let result = match cli.command {
         Some(Command::DeadLetters(command)) => operator::dead_letters(&cli.settings, command).await,
         Some(Command::Leases(command)) => operator::leases(&cli.settings, command).await,
@@ -50,19 +52,25 @@ pub async fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             println!("healthy");
             ExitCode::SUCCESS
         }),
-        None => work(&cli.settings).await,
+        None => work(&cli.settings, told).await,
     };
-    result.unwrap_or_else(|error| service::failed("ingest-worker", &error))
+    result.unwrap_or_else(|error| service::failed("ingest-worker", &error, &logs))
+}
+
+async fn work(settings: &Settings, told: Vec<Setting>) -> anyhow::Result<ExitCode> {
+    let traces = service::init_logs_and_traces(&settings.logs, &settings.traces, "ingest-worker")?;
+    let result = run(settings, told).await;
+    traces.end().await;
+    result
 }
 
 /// The worker, from its first check to its last release.
-async fn work(settings: &Settings) -> anyhow::Result<ExitCode> {
+async fn run(settings: &Settings, told: Vec<Setting>) -> anyhow::Result<ExitCode> {
     settings.check()?;
     if matches!(settings.backends.stream, StreamName::Kinesis(_)) {
         settings.backends.queue()?;
     }
     let key = settings.amberflo.key()?;
-    service::init_logs(&settings.logs)?;
     let registry = service::init_metrics("ingest-worker")?;
     metrics::describe();
     let mut signals = service::signals()?;
@@ -77,9 +85,9 @@ async fn work(settings: &Settings) -> anyhow::Result<ExitCode> {
     let backends = backends::open(settings).await?;
     let dead_letters = backends.dead_letters(&settings.backends).await?;
     let leases = backends::leases(&backends, settings).await?;
-    let store = match &backends.kind {
-        Kind::Local(store) => Some(store.clone()),
-        Kind::Aws { .. } => None,
+    let (store, stream_arn) = match &backends.kind {
+        Kind::Local(store) => (Some(store.clone()), None),
+        Kind::Aws { stream, .. } => (None, Some(stream.arn().to_owned())),
     };
     let bus_listener = match &store {
         Some(_) => Some(service::bind("LISTEN", settings.listen).await?),
@@ -89,9 +97,10 @@ async fn work(settings: &Settings) -> anyhow::Result<ExitCode> {
     let queue = Arc::clone(&dead_letters);
     let common = Arc::new(common(settings, backends.stream, dead_letters, keys.clone())?);
     let bus_address = bus_listener.as_ref().map(TcpListener::local_addr).transpose()?;
-    log_start(settings, &common, bus_address, admin_listener.local_addr()?);
+    log_start(settings, &common, stream_arn, bus_address, admin_listener.local_addr()?);
 
     let ready = Ready::default();
+    let status = StatusPage::new(status::view(Arc::clone(&common), admin_listener.local_addr()?, told));
     let worker = Worker {
         common,
         leases,
@@ -105,9 +114,10 @@ async fn work(settings: &Settings) -> anyhow::Result<ExitCode> {
     // Ends after the worker: while a drain runs, /health and /metrics still answer.
     let end = CancellationToken::new();
     let mut servers = JoinSet::new();
-    let admin = service::admin_router(registry.clone(), ready);
-    servers.spawn(service::serve(admin_listener, admin, end.clone().cancelled_owned()));
     let mut background = JoinSet::new();
+    background.spawn(status.keep_history(registry.clone()));
+    let admin = service::admin_router(registry.clone(), ready, status);
+    servers.spawn(service::serve(admin_listener, admin, end.clone().cancelled_owned()));
     background.spawn(service::metrics_upkeep(registry));
     background.spawn(metrics::watch_dead_letters(queue));
     if let (Some(listener), Some(store)) = (bus_listener, store) {
@@ -176,17 +186,27 @@ pub(crate) fn common(
         dedup_window: settings.dedup_window,
         // A worker that has asked for a lease waits for six failover times, and then takes it.
         drain: settings.shutdown_grace.saturating_sub(RELEASE_TIMEOUT).min(5 * settings.failover_time),
+        board: status::Board::default(),
         clock,
     })
 }
 
-fn log_start(settings: &Settings, common: &Common, bus: Option<SocketAddr>, admin: SocketAddr) {
+fn log_start(
+    settings: &Settings,
+    common: &Common,
+    stream_arn: Option<String>,
+    bus: Option<SocketAddr>,
+    admin: SocketAddr,
+) {
     let per_second = settings.rate_requests_per_second * settings.batch_max_events.get() as f64;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         worker = %common.worker,
         pid = std::process::id(),
         stream = %settings.backends.stream,
+        stream_arn,
+        lease_table = stream_arn.as_ref().map(|_| &settings.lease_table),
+        dead_letter_queue = settings.backends.dead_letter_queue,
         failover = ?settings.failover_time,
         dedup_window = ?settings.dedup_window,
         ingest_url = settings.ingest_url(),

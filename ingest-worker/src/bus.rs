@@ -24,6 +24,7 @@ use futures_util::StreamExt as _;
 use serde::Serialize;
 use shared::backend::{BackendError, Stream};
 use shared::clock::Clock;
+use shared::service::Trouble;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use uuid::Uuid;
@@ -44,6 +45,8 @@ const MAX_REQUESTS: usize = 64;
 
 /// How long a client may take to send its body: a slow one must not keep the others out.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+static UNSTORED: Trouble = Trouble::new();
 
 const ABOUT: &str = "\
 This is the local event bus of the metering ingest worker. It answers Amazon EventBridge's PutEvents, so that usage
@@ -152,7 +155,9 @@ impl Error {
 impl From<BackendError> for Error {
     /// Answers that every SDK tries again: the events are not stored, and may be later.
     fn from(error: BackendError) -> Self {
-        tracing::warn!(%error, "events could not be stored");
+        if let Some(omitted) = UNSTORED.again() {
+            tracing::warn!(%error, omitted, "events could not be stored");
+        }
         let (status, code) = match &error {
             BackendError::Full(_) => (StatusCode::BAD_REQUEST, "ThrottlingException"),
             BackendError::Unavailable(_) | BackendError::Gone(_) | BackendError::Misconfigured(_) => {

@@ -11,7 +11,7 @@ use bytesize::ByteSize;
 use clap::Args;
 use shared::backend::WorkerId;
 use shared::clock::Clock;
-use shared::service::{ConfigError, LogArgs};
+use shared::service::{ConfigError, LogArgs, TraceArgs};
 use shared::settings::{
     AmberfloArgs, BackendArgs, DEFAULT_BASE_URL, EventArgs, address, check_url, duration, positive, rate, size, whole,
     within, within_time,
@@ -117,6 +117,9 @@ pub struct Settings {
     /// Logs.
     #[command(flatten)]
     pub logs: LogArgs,
+    /// Traces.
+    #[command(flatten)]
+    pub traces: TraceArgs,
 }
 
 impl Settings {

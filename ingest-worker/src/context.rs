@@ -1,7 +1,7 @@
 //! What the shards of a worker share, and what one shard's task shares with its submits.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use shared::amberflo::{ApiError, Client};
@@ -22,6 +22,7 @@ use crate::limiter::{Limiter, Permit};
 use crate::lineage::Lineage;
 use crate::meters::MeterBudget;
 use crate::reader::Buffer;
+use crate::status::Board;
 use crate::submit::BodyLimit;
 
 /// Bad events may come by the thousand.
@@ -47,8 +48,16 @@ pub struct ShardContext {
     pub closing: CancellationToken,
     /// What became of the shard's records so far.
     pub outcomes: Outcomes,
-    /// Dead letters since the last line about them, and when that was.
-    untold_letters: Mutex<(usize, Option<Instant>)>,
+    untold_letters: Mutex<UntoldLetters>,
+}
+
+/// Dead letters since the last line about them.
+#[derive(Debug, Default)]
+struct UntoldLetters {
+    count: usize,
+    /// Reason and sequence number of the last.
+    last: Option<(String, String)>,
+    told_at: Option<Instant>,
 }
 
 /// Settled records, by what became of them.
@@ -98,6 +107,8 @@ pub struct Common {
     pub dedup_window: Duration,
     /// How long a drain may take.
     pub drain: Duration,
+    /// What the status page shows and no metric can.
+    pub board: Board,
     /// Wall time.
     pub clock: Clock,
 }
@@ -137,16 +148,41 @@ impl ShardContext {
         }
     }
 
-    /// Logs what was dead-lettered: the first at once, then at most one line a minute.
-    pub(crate) fn tell_of_letters(&self, letters: &[DeadLetter]) {
-        let Some(last) = letters.last() else { return };
-        let mut untold = self.untold_letters.lock().unwrap_or_else(PoisonError::into_inner);
-        untold.0 += letters.len();
-        if untold.1.is_none_or(|told_at| told_at.elapsed() >= LETTERS_LOG_INTERVAL) {
-            let DeadLetter { reason, detail, sequence_number, .. } = last;
-            tracing::warn!(shard = %self.id, count = untold.0, reason, detail, sequence_number, "dead letters stored; the last:");
-            *untold = (0, Some(Instant::now()));
+    /// These are stored.
+    pub(crate) fn count_letters(&self, letters: &[DeadLetter]) {
+        if let Some(last) = letters.last() {
+            self.board.note_letters(letters);
+            let mut untold = self.untold_letters();
+            untold.count += letters.len();
+            untold.last = Some((last.reason.clone(), last.sequence_number.clone()));
         }
+        self.tell_of_letters();
+    }
+
+    /// Logs what was dead-lettered: the first at once, then at most one line a minute. To be called now and then, also
+    /// when there are no more.
+    pub(crate) fn tell_of_letters(&self) {
+        self.tell_of_letters_after(LETTERS_LOG_INTERVAL);
+    }
+
+    /// Logs the rest: nobody will call again.
+    pub(crate) fn tell_of_all_letters(&self) {
+        self.tell_of_letters_after(Duration::ZERO);
+    }
+
+    /// Why a letter was written is in the letter: it may name a part of the event, which is not to be in a log.
+    fn tell_of_letters_after(&self, interval: Duration) {
+        let mut untold = self.untold_letters();
+        if untold.told_at.is_some_and(|told_at| told_at.elapsed() < interval) {
+            return;
+        }
+        let Some((reason, sequence_number)) = untold.last.take() else { return };
+        tracing::warn!(shard = %self.id, count = untold.count, reason, sequence_number, "dead letters stored; the last:");
+        *untold = UntoldLetters { told_at: Some(Instant::now()), ..UntoldLetters::default() };
+    }
+
+    fn untold_letters(&self) -> MutexGuard<'_, UntoldLetters> {
+        self.untold_letters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Runs `wait` inside the fence, and counts this submit as one that makes no progress meanwhile.

@@ -49,6 +49,12 @@ impl KeyBudget {
         self.used.load(Ordering::Relaxed)
     }
 
+    /// How many keys there may be.
+    #[must_use]
+    pub fn max(&self) -> usize {
+        self.max
+    }
+
     /// Whether a window of `len` keys has to give some up: only one that holds more than its equal share, or an idle
     /// shard's keys would leave no room for those of a busy one.
     fn is_over(&self, len: usize) -> bool {

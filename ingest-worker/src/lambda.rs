@@ -19,17 +19,21 @@ use clap::Parser;
 use lambda_runtime::{LambdaEvent, service_fn};
 use shared::api_key::ApiKeys;
 use shared::backend::kinesis;
-use shared::backends::api_keys;
-use shared::service::{self, ConfigError};
+use shared::backends::{Kind, api_keys};
+use shared::clock::Clock;
+use shared::service::{self, ConfigError, EmbeddedMetrics, EmbeddedMetricsArgs};
 use shared::settings::StreamName;
 use tokio::sync::OnceCell;
 
 use crate::config::Settings;
 use crate::context::Common;
-use crate::{app, backends};
+use crate::{app, backends, metrics};
 use event::{Answer, Event};
 use forward::KeyPath;
 use function::{DRAIN, Function};
+
+/// Gauges that mean something between two invocations.
+const GAUGES: [&str; 3] = ["ingest_concurrency_limit", "ingest_meter_budget_max_ratio", "ingest_paused"];
 
 /// The worker as an AWS Lambda function, for a Kinesis event source mapping with ReportBatchItemFailures; or, where the
 /// function's handler is `forward`, what puts events on the stream for it.
@@ -44,6 +48,8 @@ use function::{DRAIN, Function};
 struct Cli {
     #[command(flatten)]
     settings: Settings,
+    #[command(flatten)]
+    metrics: EmbeddedMetricsArgs,
     /// What this function does: `deliver` events of the stream to Amberflo (`bootstrap` is another name for that), or
     /// `forward` events of EventBridge to the stream. Lambda sets it to the function's handler.
     #[arg(long, env = "_HANDLER", default_value = "deliver", value_parser = handler, help_heading = "Function")]
@@ -77,42 +83,51 @@ pub async fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(cli) => cli,
         Err(code) => return code,
     };
+    let logs = cli.settings.logs.clone();
     match serve(cli).await {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => service::failed("bootstrap", &error),
+        Err(error) => service::failed("bootstrap", &error, &logs),
     }
 }
 
 /// Answers events for as long as Lambda has some.
 async fn serve(cli: Cli) -> anyhow::Result<()> {
-    let Cli { settings, handler, partition_key_path, runtime_api } = cli;
+    let Cli { settings, metrics, handler, partition_key_path, runtime_api } = cli;
+    service::init_logs(&settings.logs)?;
+    service::warn_of_no_traces(&settings.traces);
     match handler {
-        Handler::Deliver => deliver(settings, runtime_api).await,
+        Handler::Deliver => deliver(settings, metrics, runtime_api).await,
         Handler::Forward => {
             let StreamName::Kinesis(stream) = settings.backends.stream else {
                 let hint = "the handler `forward` needs kinesis:NAME-OR-ARN";
                 return Err(ConfigError(format!("STREAM: {}; {hint}", settings.backends.stream)).into());
             };
             check_runtime_api(runtime_api)?;
-            service::init_logs(&settings.logs)?;
             forward::serve(stream, partition_key_path).await
         }
     }
 }
 
-async fn deliver(settings: Settings, runtime_api: Option<String>) -> anyhow::Result<()> {
+async fn deliver(settings: Settings, embedded: EmbeddedMetricsArgs, runtime_api: Option<String>) -> anyhow::Result<()> {
     let (settings, stream) = check(settings)?;
     let key = settings.amberflo.key()?;
     check_runtime_api(runtime_api)?;
-    service::init_logs(&settings.logs)?;
+    let embedded = EmbeddedMetrics::install(embedded, &GAUGES)?;
+    metrics::describe();
     let keys = api_keys(key).await?;
     let lambda = Arc::new(Lambda { settings, keys, function: OnceCell::new() });
     if let Some(stream) = stream {
         lambda.function(&stream).await?;
     }
     let answer = service_fn(move |event| {
-        let lambda = Arc::clone(&lambda);
-        async move { lambda.answer(event).await }
+        let (lambda, embedded) = (Arc::clone(&lambda), embedded.clone());
+        async move {
+            let answer = lambda.answer(event).await;
+            if let Some(metrics) = embedded {
+                metrics.print(Clock::system().now());
+            }
+            answer
+        }
     });
     lambda_runtime::run(answer).await.map_err(|error| anyhow::anyhow!("the runtime API of Lambda: {error}"))
 }
@@ -173,9 +188,20 @@ impl Lambda {
             settings.backends.stream = StreamName::Kinesis(stream.clone());
             let backends = backends::open(&settings).await?;
             let dead_letters = backends.dead_letters(&settings.backends).await?;
+            let stream_arn = match &backends.kind {
+                Kind::Local(_) => None,
+                Kind::Aws { stream, .. } => Some(stream.arn().to_owned()),
+            };
             let common = app::common(&settings, backends.stream, dead_letters, self.keys.clone())?;
             let common = Arc::new(Common { drain: DRAIN, ..common });
-            tracing::info!(version = env!("CARGO_PKG_VERSION"), %stream, ingest_url = settings.ingest_url(), "started");
+            tracing::info!(
+                version = env!("CARGO_PKG_VERSION"),
+                %stream,
+                stream_arn,
+                dead_letter_queue = settings.backends.dead_letter_queue,
+                ingest_url = settings.ingest_url(),
+                "started"
+            );
             Ok(Function::new(common, stream.name(), settings.amberflo.api_key_refresh))
         };
         self.function.get_or_try_init(open).await

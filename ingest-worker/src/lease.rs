@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shared::backend::{Checkpoint, Lease, Leases};
+use shared::service::Trouble;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -21,6 +22,8 @@ const RETRY_DELAYS: RangeInclusive<u64> = 100..=400;
 /// How long the release of a lease may take.
 pub const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
 
+static UNRENEWED: Trouble = Trouble::new();
+
 /// Says how long this worker may act for a shard.
 ///
 /// Another worker may take the lease once it has seen no renewal for the failover time, so nothing is begun for the
@@ -33,6 +36,12 @@ impl Fence {
     #[must_use]
     pub fn until(deadline: Instant) -> Self {
         Self(watch::channel(deadline).1)
+    }
+
+    /// How long this worker may still act.
+    #[must_use]
+    pub fn left(&self) -> Duration {
+        self.0.borrow().saturating_duration_since(Instant::now())
     }
 
     /// Resolves when this worker may no longer act.
@@ -117,6 +126,9 @@ impl Keeper {
             match timeout_at(deadline, self.leases.renew(&wanted)).await {
                 Ok(Ok(Some(row))) => {
                     count_checkpoint("ok");
+                    if let Some(over) = UNRENEWED.over() {
+                        tracing::info!(shard = %row.shard, lasted = over.lasted.as_secs(), "leases are renewed again");
+                    }
                     if let Some(worker) = &row.wanted_by
                         && !self.hand_over.is_cancelled()
                     {
@@ -134,7 +146,10 @@ impl Keeper {
                 }
                 Ok(Err(error)) => {
                     count_checkpoint("error");
-                    tracing::warn!(shard = %self.lease.shard, %error, "the lease could not be renewed; trying again");
+                    if let Some(omitted) = UNRENEWED.again() {
+                        let shard = &self.lease.shard;
+                        tracing::warn!(%shard, %error, omitted, "the lease could not be renewed; trying again");
+                    }
                     sleep(Duration::from_millis(fastrand::u64(RETRY_DELAYS))).await;
                 }
                 Err(_) => {

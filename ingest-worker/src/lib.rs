@@ -24,5 +24,7 @@ pub mod operator;
 pub mod reader;
 pub mod rewind;
 pub mod shard;
+mod spans;
+pub mod status;
 pub mod submit;
 pub mod worker;

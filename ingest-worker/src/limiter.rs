@@ -1,6 +1,8 @@
 //! Keeps a worker's requests inside what Amberflo accepts: requests per second, requests in flight, a `Retry-After`
 //! that holds for everyone, and a pause while the key or the address is wrong.
 
+mod observed;
+
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -11,6 +13,8 @@ use governor::state::{InMemoryState, NotKeyed};
 use governor::{Quota, RateLimiter};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
+
+pub use observed::{Cut, Observed, Pause};
 
 /// How often one batch tries whether a pause can end.
 pub const PROBE_INTERVAL: Duration = Duration::from_secs(30);
@@ -56,13 +60,18 @@ struct Rate {
 struct State {
     rate: Option<Rate>,
     share: f64,
+    /// Shards owned by this worker, and all.
+    shards: (usize, usize),
     concurrency: f64,
     in_flight: u32,
     window_ends: Instant,
     was_cut: bool,
+    last_cut: Option<(Instant, Cut)>,
     limit_reached: bool,
     retry_after: Option<Instant>,
     next_probe: Option<Instant>,
+    /// Since when sending is paused, and what was answered then.
+    paused: Option<(Instant, String)>,
     last_delivery_began: Option<Instant>,
     waited: WaitTime,
 }
@@ -85,13 +94,16 @@ impl Limiter {
             state: Mutex::new(State {
                 rate: Rate::new(rate),
                 share: 1.0,
+                shards: (1, 1),
                 concurrency: max_in_flight,
                 in_flight: 0,
                 window_ends: Instant::now() + WINDOW,
                 was_cut: false,
+                last_cut: None,
                 limit_reached: false,
                 retry_after: None,
                 next_probe: None,
+                paused: None,
                 last_delivery_began: None,
                 waited: WaitTime::default(),
             }),
@@ -104,6 +116,7 @@ impl Limiter {
     pub fn set_share(&self, owned_shards: usize, all_shards: usize) {
         let share = (owned_shards.max(1) as f64 / all_shards.max(1) as f64).min(1.0);
         let mut state = self.state();
+        state.shards = (owned_shards, all_shards);
         // A new rate starts with a request to spare: not at every scan.
         if state.share != share {
             state.share = share;
@@ -133,7 +146,7 @@ impl Limiter {
     }
 
     /// Shows the limits as they are.
-    pub fn observe(&self) {
+    pub fn set_gauges(&self) {
         let state = self.state();
         metrics::gauge!("ingest_concurrency_limit").set(state.concurrency.floor());
         metrics::gauge!("ingest_in_flight_requests").set(state.in_flight);
@@ -204,23 +217,24 @@ impl Limiter {
         Ok(())
     }
 
-    fn report(&self, outcome: Outcome, began: Instant) {
+    fn report(&self, outcome: Outcome, cause: &str, began: Instant) {
         let now = Instant::now();
         let mut state = self.state();
         self.end_window(&mut state, now);
         match outcome {
             Outcome::Delivered => {
                 state.last_delivery_began = state.last_delivery_began.max(Some(began));
+                state.paused = None;
                 if state.next_probe.take().is_some() {
                     tracing::info!("Amberflo accepts requests again");
                 }
             }
             Outcome::SlowDown(wait) => {
-                cut(&mut state, CUT_ON_429);
+                cut(&mut state, CUT_ON_429, cause, now);
                 state.hold_for(now, wait);
             }
             Outcome::Failed(wait) => {
-                cut(&mut state, CUT_ON_FAILURE);
+                cut(&mut state, CUT_ON_FAILURE, cause, now);
                 state.hold_for(now, wait);
             }
             Outcome::Refused => {
@@ -229,6 +243,7 @@ impl Limiter {
                 if state.next_probe.is_none() && !is_outdated {
                     tracing::error!("sending is paused: Amberflo's answer says that the API key or the URL is wrong");
                     state.next_probe = Some(now + PROBE_INTERVAL);
+                    state.paused = Some((now, cause.to_owned()));
                 }
             }
             Outcome::Answered => {}
@@ -259,7 +274,12 @@ impl Limiter {
 impl Permit {
     /// Says what became of the request.
     pub fn report(self, outcome: Outcome) {
-        self.limiter.report(outcome, self.given_at);
+        self.report_because(outcome, "");
+    }
+
+    /// The same, with what was answered, for people.
+    pub fn report_because(self, outcome: Outcome, cause: &str) {
+        self.limiter.report(outcome, cause, self.given_at);
     }
 }
 
@@ -285,10 +305,12 @@ impl State {
 }
 
 /// Multiplicative decrease, at most once a window, never below one.
-fn cut(state: &mut State, factor: f64) {
+fn cut(state: &mut State, factor: f64, cause: &str, now: Instant) {
     if !state.was_cut {
         state.was_cut = true;
         state.concurrency = (state.concurrency * factor).max(1.0);
+        state.last_cut =
+            Some((now, Cut { ago: Duration::ZERO, cause: cause.to_owned(), to: state.concurrency as u32 }));
     }
 }
 

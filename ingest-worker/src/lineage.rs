@@ -6,12 +6,15 @@ use std::time::Duration;
 
 use shared::backend::{BackendError, Checkpoint, Lease, Leases, Position, Shard, ShardId, Stream};
 use shared::clock::UnixMillis;
+use shared::service::Trouble;
 use tokio::time::sleep;
 
 use crate::backoff::Backoff;
 
 /// Empty pages before the search for a shard's first record is given up.
 const FIRST_ARRIVAL_PAGES: usize = 20;
+
+static CHILDLESS: Trouble = Trouble::new();
 
 /// A shard, and the shards whose records went on in it.
 #[derive(Clone, Debug)]
@@ -137,7 +140,11 @@ pub async fn create_children(parent: &ShardId, stream: &dyn Stream, leases: &dyn
     loop {
         match try_create_children(parent, stream, leases).await {
             Ok(()) => return,
-            Err(error) => tracing::warn!(shard = %parent, %error, "no leases for its children yet; trying again"),
+            Err(error) => {
+                if let Some(omitted) = CHILDLESS.again() {
+                    tracing::warn!(shard = %parent, %error, omitted, "no leases for its children yet; trying again");
+                }
+            }
         }
         sleep(backoff.next_delay().max(Duration::from_millis(100))).await;
     }

@@ -125,7 +125,7 @@ fn begin() {
 
 /// Shows what holds for all shards of the worker. Gauges that nobody sets for some minutes are no longer shown.
 pub fn observe(common: &Common) {
-    common.limiter.observe();
+    common.limiter.set_gauges();
     common.meters.observe(common.clock.now());
     metrics::gauge!("ingest_dedup_keys").set(common.dedup_keys.used() as f64);
     metrics::gauge!("ingest_in_flight_records").increment(0.0);

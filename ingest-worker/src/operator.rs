@@ -51,8 +51,8 @@ pub async fn dead_letters(settings: &Settings, command: DeadLettersCommand) -> a
 }
 
 async fn open(settings: &Settings) -> anyhow::Result<Backends> {
-    settings.check()?;
     service::init_logs(&settings.logs)?;
+    settings.check()?;
     if let StreamName::Local(directory) = &settings.backends.stream
         && !directory.is_dir()
     {

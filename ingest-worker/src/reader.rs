@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use shared::backend::{BackendError, Page, Position, Shard, ShardId, ShardReader, Stream};
 use shared::clock::{UnixMillis, millis};
+use shared::service::Trouble;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::sleep;
 use tokio_util::task::AbortOnDropHandle;
@@ -24,10 +25,13 @@ const RESERVE_FACTOR: usize = 4;
 const MAX_PAGE_BYTES: usize = 1024 * 1024;
 const MIN_PAGE_BYTES: usize = 16 * 1024;
 
+static UNREAD: Trouble = Trouble::new();
+
 /// The memory that read but unsettled records of all shards may take together.
 #[derive(Clone, Debug)]
 pub struct Buffer {
     units: Arc<Semaphore>,
+    all: usize,
     page_bytes: usize,
 }
 
@@ -37,7 +41,19 @@ impl Buffer {
     pub fn new(max_bytes: usize) -> Self {
         let page_bytes = (max_bytes / 16).clamp(MIN_PAGE_BYTES, MAX_PAGE_BYTES);
         let units = (max_bytes / UNIT).max(RESERVE_FACTOR * MIN_PAGE_BYTES / UNIT);
-        Self { units: Arc::new(Semaphore::new(units)), page_bytes }
+        Self { units: Arc::new(Semaphore::new(units)), all: units, page_bytes }
+    }
+
+    /// Bytes of the budget that are taken.
+    #[must_use]
+    pub fn used(&self) -> usize {
+        (self.all - self.units.available_permits()) * UNIT
+    }
+
+    /// Bytes of the budget.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.all * UNIT
     }
 
     /// Reserves room for the dearest page of so many bytes.
@@ -204,7 +220,9 @@ impl Reader {
     }
 
     async fn wait_after(&mut self, shard: &ShardId, error: &BackendError) {
-        tracing::warn!(%shard, %error, "the stream could not be read; trying again");
+        if let Some(omitted) = UNREAD.again() {
+            tracing::warn!(%shard, %error, omitted, "the stream could not be read; trying again");
+        }
         sleep(self.backoff.next_delay().max(Duration::from_millis(50))).await;
     }
 
@@ -239,6 +257,9 @@ impl Reader {
         let Some(mut memory) = self.buffer.reserve(page_bytes).await else { return Ok(None) };
         let page = reader.next(page_bytes).await?;
         self.backoff = Backoff::default();
+        if let Some(over) = UNREAD.over() {
+            tracing::info!(%shard, lasted = over.lasted.as_secs(), "the stream can be read again");
+        }
         self.is_at_tip = page.millis_behind_latest == 0;
         let cost: usize = page.records.iter().map(|record| COST_FACTOR * record.data.len() + COST_PER_RECORD).sum();
         let surplus = memory.num_permits().saturating_sub(cost.div_ceil(UNIT));

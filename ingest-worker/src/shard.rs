@@ -21,11 +21,13 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument as _;
 
-use crate::batch::{Batch, Batcher, Pushed};
+use crate::batch::{Batch, Batcher, Pushed, Trigger};
 use crate::context::ShardContext;
 use crate::dedup::{Seen, Window};
 use crate::reader::{BufferedPage, Pages, Reading, Since};
+use crate::spans;
 use crate::submit::{Settled, settle};
 
 /// Arrival times are approximate on Kinesis: the rebuild of the dedup window reaches back this much further.
@@ -97,9 +99,11 @@ pub async fn run_on(
                 if permit_for_due.is_some() {
                     permit.set(Arc::clone(&shard.limiter).acquire());
                 }
-                let batch = path.take_batch();
+                let (batch, trigger) = path.take_batch();
+                let waited = due_at.map_or(Duration::ZERO, |due_at| due_at.elapsed());
+                let span = spans::batch(&shard, &batch, trigger, waited);
                 shard.count_submitted();
-                let submit = tokio::spawn(settle(Arc::clone(&shard), batch, permit_for_due));
+                let submit = tokio::spawn(settle(Arc::clone(&shard), batch, permit_for_due).instrument(span));
                 in_flight.push_back(AbortOnDropHandle::new(submit));
                 is_evidence_due = false;
             }
@@ -297,7 +301,7 @@ impl Path {
         }
     }
 
-    fn take_batch(&mut self) -> Batch {
+    fn take_batch(&mut self) -> (Batch, Trigger) {
         let (batch, trigger) = self.batcher.take();
         let first_arrival = batch.first_arrival.unwrap_or(UnixMillis::MAX);
         self.submitted.push_back(Submitted { records: batch.len(), first_arrival });
@@ -306,7 +310,7 @@ impl Path {
             metrics::histogram!("ingest_batch_events").record(batch.items.len() as f64);
             metrics::histogram!("ingest_batch_bytes").record(batch.body_bytes() as f64);
         }
-        batch
+        (batch, trigger)
     }
 
     /// The oldest batch in flight is settled: the checkpoint may follow.
@@ -344,6 +348,7 @@ impl Path {
     }
 
     fn observe(&mut self) {
+        self.shard.tell_of_letters();
         self.window.trim();
         let shard = self.shard.id.to_string();
         let oldest = self.submitted.front().map(|batch| batch.first_arrival).or_else(|| self.batcher.first_arrival());
@@ -358,6 +363,7 @@ impl Path {
 impl Drop for Path {
     /// What was read and not settled goes back to the stream: the next owner reads it again.
     fn drop(&mut self) {
+        self.shard.tell_of_all_letters();
         together(|| {
             count("released", self.in_flight());
             metrics::gauge!("ingest_in_flight_records").decrement(self.in_flight_shown as f64);

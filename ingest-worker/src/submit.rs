@@ -4,6 +4,7 @@
 //! is dropped because the shard now belongs to another worker, which will read the same records again.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,12 +15,15 @@ use shared::backend::SequenceNumber;
 use shared::clock::UnixMillis;
 use shared::dead_letter::DeadLetter;
 use shared::reason::Reason;
+use shared::service::Trouble;
 use tokio::time::{Instant, sleep};
+use tracing::{Instrument as _, Span};
 
 use crate::backoff::Backoff;
 use crate::batch::Batch;
 use crate::context::ShardContext;
 use crate::limiter::{Outcome, Permit};
+use crate::spans;
 
 /// A batch that has failed for this long while others were delivered is searched for the record that breaks it.
 const UNCONFIRMED_AFTER: Duration = Duration::from_secs(30 * 60);
@@ -27,6 +31,12 @@ const UNCONFIRMED_AFTER: Duration = Duration::from_secs(30 * 60);
 const UNCONFIRMED_ATTEMPTS: u32 = 3;
 /// How long a part may be refused with 403 alone before that counts as everybody's problem again.
 const SUSPECT_PATIENCE: Duration = Duration::from_secs(30);
+
+static FAILING: Trouble = Trouble::new();
+/// Of all batches, since the last line about failures: what one that hangs has met must not be hidden behind others.
+static MOST_FAILURES: AtomicU32 = AtomicU32::new(0);
+static REFUSED: Trouble = Trouble::new();
+static UNSTORED: Trouble = Trouble::new();
 
 /// What became of a batch.
 #[derive(Debug)]
@@ -51,12 +61,13 @@ pub async fn settle(shard: Arc<ShardContext>, mut batch: Batch, permit: Option<P
     shard.meters.count(&batch.meters, shard.clock.now());
     letters.extend(refused);
     if !letters.is_empty() {
-        store(&shard, &letters).await;
+        store(&shard, &letters).instrument(spans::store(&letters)).await;
     }
     for letter in &letters {
         metrics::counter!("ingest_dead_letters_total", "reason" => letter.reason.clone()).increment(1);
     }
     shard.count_settled();
+    Span::current().record("metering.delivered", delivered).record("metering.dead_lettered", letters.len() as u64);
     Settled {
         last: batch.last.clone(),
         window_mark: batch.window_mark,
@@ -77,6 +88,8 @@ struct Parcel {
     /// Why it was divided from a batch that failed while others succeeded: soon the blame is its own.
     suspicion: Option<Suspicion>,
     failures: u32,
+    /// Why it is not the first attempt to send these records.
+    why: Option<String>,
     first_failure: Option<Instant>,
     last_failure: Option<Instant>,
     first_refusal: Option<Instant>,
@@ -101,6 +114,7 @@ impl Parcel {
 async fn deliver(shard: &ShardContext, batch: &Batch, mut first_permit: Option<Permit>) -> Vec<DeadLetter> {
     let mut letters = Vec::new();
     let mut parcels = VecDeque::new();
+    let mut attempts = 0_u64;
     if !batch.items.is_empty() {
         parcels.push_back(Parcel::new((0..batch.items.len()).collect()));
     }
@@ -109,17 +123,21 @@ async fn deliver(shard: &ShardContext, batch: &Batch, mut first_permit: Option<P
             split(batch, parcel, None, &mut parcels);
             continue;
         }
+        let asked = Instant::now();
         let permit = match first_permit.take() {
             Some(permit) => permit,
             None => shard.permit().await,
         };
         let body = parcel.body.get_or_insert_with(|| batch.gzip(&parcel.items)).clone();
         metrics::histogram!("ingest_batch_compressed_bytes").record(body.len() as f64);
-        let error = match shard.fence.guard(shard.client.ingest(body)).await {
+        let span = spans::attempt(parcel.items.len(), body.len(), attempts, parcel.why.as_deref(), asked.elapsed());
+        attempts += 1;
+        let error = match shard.fence.guard(shard.client.ingest(body).instrument(span.clone())).await {
             Ok(answer) => {
                 permit.report(Outcome::Delivered);
                 if is_short(&answer, &parcel) && !parcel.was_resent {
                     parcel.was_resent = true;
+                    parcel.why = Some("short count".to_owned());
                     parcels.push_back(parcel);
                     continue;
                 }
@@ -128,6 +146,8 @@ async fn deliver(shard: &ShardContext, batch: &Batch, mut first_permit: Option<P
             }
             Err(error) => error,
         };
+        span.record("metering.decision", tracing::field::debug(&error.decision));
+        parcel.why = Some(why(&error));
         if error.decision == Decision::Split && parcel.items.len() > 1 {
             shard.body_limit.shrink_below(batch.bytes_of(&parcel.items));
         }
@@ -141,7 +161,17 @@ async fn deliver(shard: &ShardContext, batch: &Batch, mut first_permit: Option<P
             }
         }
     }
+    Span::current().record("metering.attempts", attempts);
     letters
+}
+
+/// What an attempt met, in a word.
+fn why(error: &ApiError) -> String {
+    match error.status {
+        Some(status) => status.as_str().to_owned(),
+        None if error.timed_out => "timeout".to_owned(),
+        None => "connection".to_owned(),
+    }
 }
 
 /// What to do with a parcel that failed.
@@ -161,12 +191,12 @@ async fn next_step(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError, 
             Next::Divide(if is_too_large { Reason::Oversized } else { Reason::Rejected }, parcel.suspicion)
         }
         Decision::SlowDown(wait) => {
-            permit.report(Outcome::SlowDown(wait));
+            permit.report_because(Outcome::SlowDown(wait), &answered(error));
             shard.waiting_for(sleep(wait.unwrap_or_else(|| parcel.backoff.next_delay()))).await;
             Next::Again
         }
         Decision::Backoff(wait) => {
-            permit.report(Outcome::Failed(wait));
+            permit.report_because(Outcome::Failed(wait), &answered(error));
             on_failure(shard, parcel, error).await
         }
         Decision::Pause => on_refusal(shard, parcel, error, permit).await,
@@ -176,8 +206,10 @@ async fn next_step(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError, 
 /// 5xx, timeouts, broken connections: an outage, unless this parcel alone has met them for a long time.
 async fn on_failure(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError) -> Next {
     parcel.failures += 1;
-    if parcel.failures.is_power_of_two() {
-        tracing::warn!(shard = %shard.id, %error, failures = parcel.failures, "Amberflo fails; trying again");
+    MOST_FAILURES.fetch_max(parcel.failures, Ordering::Relaxed);
+    if let Some(omitted) = FAILING.again() {
+        let failures = MOST_FAILURES.swap(0, Ordering::Relaxed);
+        tracing::warn!(shard = %shard.id, %error, omitted, failures, "Amberflo fails; trying again");
     }
     let now = Instant::now();
     let since = *parcel.first_failure.get_or_insert(now);
@@ -214,18 +246,26 @@ async fn on_refusal(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError,
             return Next::Again;
         }
     }
-    tracing::error!(shard = %shard.id, %error, "Amberflo refuses us; nothing is lost, nothing is sent");
-    permit.report(Outcome::Refused);
+    if let Some(omitted) = REFUSED.again() {
+        tracing::error!(shard = %shard.id, %error, omitted, "Amberflo refuses us; nothing is lost, nothing is sent");
+    }
+    permit.report_because(Outcome::Refused, &answered(error));
     shard.fence.guard(shard.keys.refresh()).await;
     Next::Again
+}
+
+/// What was answered, or happened instead.
+fn answered(error: &ApiError) -> String {
+    error.status.map_or_else(|| error.answer.clone(), |status| format!("{status}: {}", error.answer))
 }
 
 /// Puts both halves of a parcel on the stack.
 fn split(batch: &Batch, parcel: Parcel, suspicion: Option<Suspicion>, parcels: &mut VecDeque<Parcel>) {
     let suspicion = suspicion.or(parcel.suspicion);
     let (left, right) = batch.split(parcel.items);
-    parcels.push_back(Parcel { suspicion, ..Parcel::new(right) });
-    parcels.push_back(Parcel { suspicion, ..Parcel::new(left) });
+    for half in [right, left] {
+        parcels.push_back(Parcel { suspicion, why: parcel.why.clone(), ..Parcel::new(half) });
+    }
 }
 
 fn is_short(answer: &Ingested, parcel: &Parcel) -> bool {
@@ -245,6 +285,12 @@ fn delivered(shard: &ShardContext, batch: &Batch, parcel: &Parcel, answer: &Inge
             "Amberflo counted fewer records than were sent, twice: compare its usage for this stretch"
         );
     }
+    if parcel.failures > 0
+        && let Some(over) = FAILING.over()
+    {
+        let lasted = over.lasted.as_secs();
+        tracing::info!(shard = %shard.id, lasted, failures = over.times, "Amberflo takes records again");
+    }
     let latency = metrics::histogram!("ingest_delivery_latency_seconds");
     let now = shard.clock.now();
     let arrival = |item: &usize| batch.items[*item].record.arrived_at;
@@ -256,11 +302,20 @@ fn delivered(shard: &ShardContext, batch: &Batch, parcel: &Parcel, answer: &Inge
 /// Stores the letters, for as long as it takes.
 async fn store(shard: &ShardContext, letters: &[DeadLetter]) {
     let mut backoff = Backoff::default();
+    let mut attempts = 1_u64;
     while let Err(error) = shard.fence.guard(shard.dead_letters.send(letters)).await {
-        tracing::error!(shard = %shard.id, %error, letters = letters.len(), "dead letters could not be stored");
+        attempts += 1;
+        if let Some(omitted) = UNSTORED.again() {
+            let letters = letters.len();
+            tracing::error!(shard = %shard.id, %error, letters, omitted, "dead letters could not be stored");
+        }
         shard.waiting_for(sleep(backoff.next_delay())).await;
     }
-    shard.tell_of_letters(letters);
+    if let Some(over) = UNSTORED.over() {
+        tracing::info!(shard = %shard.id, lasted = over.lasted.as_secs(), "dead letters are stored again");
+    }
+    Span::current().record("metering.attempts", attempts);
+    shard.count_letters(letters);
 }
 
 /// The size of a request body that Amberflo takes, learnt from its 413s.
@@ -269,13 +324,19 @@ pub struct BodyLimit(Mutex<Option<(usize, Instant)>>);
 
 impl BodyLimit {
     /// How long a refusal is remembered; then a full batch tries again.
-    const MEMORY: Duration = Duration::from_secs(600);
+    pub const MEMORY: Duration = Duration::from_secs(600);
 
     /// The most bytes to send before compression.
     #[must_use]
     pub fn current(&self) -> usize {
+        self.learnt().map_or(usize::MAX, |(bytes, _)| bytes)
+    }
+
+    /// The limit, and how long ago it was learnt, where that is not forgotten.
+    #[must_use]
+    pub fn learnt(&self) -> Option<(usize, Duration)> {
         let known = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known.filter(|(_, at)| at.elapsed() < Self::MEMORY).map_or(usize::MAX, |(bytes, _)| bytes)
+        known.map(|(bytes, at)| (bytes, at.elapsed())).filter(|(_, ago)| *ago < Self::MEMORY)
     }
 
     /// A body of `bytes` was refused: half of it may pass.

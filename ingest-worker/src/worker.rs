@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shared::backend::{BackendError, Checkpoint, Lease, Leases, Position, Shard, ShardId};
-use shared::service::{ConfigError, Ready};
+use shared::service::{ConfigError, Ready, Trouble};
 use tokio::task::{self, JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -15,11 +15,15 @@ use crate::context::{Common, ShardContext};
 use crate::lease::Keeper;
 use crate::lineage;
 use crate::shard::{self, Outcome};
+use crate::status::HeldLease;
 
 /// A shard that was missing in the stream's list for so long is gone: the stream's retention has passed.
 const GONE_AFTER: Duration = Duration::from_secs(10 * 60);
 /// The row of a finished shard is kept for so long after that.
 const FORGET_AFTER: Duration = Duration::from_secs(60 * 60);
+
+static UNREAD: Trouble = Trouble::new();
+static UNENDED: Trouble = Trouble::new();
 
 /// One ingest worker.
 pub struct Worker {
@@ -89,7 +93,7 @@ impl Worker {
                 }
             }
         }
-        self.ready.set(false);
+        self.ready.close();
         metrics::gauge!("ingest_ready").set(0.0);
         while let Some(ended) = scan.tasks.join_next_with_id().await {
             self.ended(&mut scan, ended);
@@ -180,8 +184,10 @@ impl Worker {
                 false if is_gone => self.end_gone(lease).await,
                 _ => Ok(()),
             };
-            if let Err(error) = result {
-                tracing::warn!(shard = %lease.shard, %error, "its row could not be ended or removed; trying again");
+            if let Err(error) = result
+                && let Some(omitted) = UNENDED.again()
+            {
+                tracing::warn!(shard = %lease.shard, %error, omitted, "its row could not be ended or removed; trying again");
             }
         }
     }
@@ -223,8 +229,12 @@ impl Worker {
         let leases = Arc::clone(&self.leases);
         let (mut keeper, fence, checkpoint) =
             Keeper::new(Arc::clone(&leases), lease, claimed_at, self.failover, stop.clone());
+        let held =
+            HeldLease { since: self.common.clock.now(), checkpoint: checkpoint.subscribe(), fence: fence.clone() };
+        let posted = self.common.board.post_lease(shard, held);
         let context = Arc::new(ShardContext::new(lineage, fence, Arc::clone(&self.common)));
         async move {
+            let _posted = posted;
             let outcome = tokio::select! {
                 biased;
                 () = keeper.keep() => None,
@@ -258,12 +268,24 @@ impl Worker {
     }
 
     fn observe(&self, scan: &Scan, result: Result<(), BackendError>) {
-        if let Err(error) = &result {
-            tracing::warn!(%error, "leases or shards could not be read; trying again");
+        match &result {
+            Err(error) => {
+                if let Some(omitted) = UNREAD.again() {
+                    tracing::warn!(%error, omitted, "leases or shards could not be read; trying again");
+                }
+            }
+            Ok(()) => {
+                if let Some(over) = UNREAD.over() {
+                    tracing::info!(lasted = over.lasted.as_secs(), "leases and shards can be read again");
+                }
+            }
         }
-        let ready = result.is_ok() && !self.common.limiter.is_paused();
-        self.ready.set(ready);
-        metrics::gauge!("ingest_ready").set(f64::from(u8::from(ready)));
+        match (result, self.common.limiter.observe().pause) {
+            (Err(error), _) => self.ready.set_not("leases or shards cannot be read", &error.to_string()),
+            (_, Some(pause)) => self.ready.set_not("Amberflo refuses our requests", &pause.cause),
+            _ => self.ready.set(),
+        }
+        metrics::gauge!("ingest_ready").set(f64::from(u8::from(self.ready.get())));
         metrics::gauge!("ingest_leases_held").set(scan.held.len() as f64);
         metrics::gauge!("ingest_shards").set(scan.open as f64);
         crate::metrics::observe(&self.common);

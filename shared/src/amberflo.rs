@@ -15,11 +15,15 @@ use http::header::{CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, Request, Response, StatusCode};
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tracing::field::Empty;
+use tracing::{Instrument as _, Span};
 
 use crate::api_key::ApiKey;
 use crate::clock::Clock;
+use crate::service::traces;
 pub use call::{Call, InvalidSegment, Segment};
 pub use http_transport::HttpTransport;
+pub(crate) use http_transport::client_builder;
 pub use metrics::describe_metrics;
 
 /// A `Retry-After` counts for at most this long.
@@ -142,9 +146,17 @@ impl Client {
         Ok(request)
     }
 
-    async fn exchange(&self, operation: &'static str, request: Request<Bytes>) -> Result<Response<Bytes>, ApiError> {
+    async fn exchange(
+        &self,
+        operation: &'static str,
+        mut request: Request<Bytes>,
+    ) -> Result<Response<Bytes>, ApiError> {
+        let span = span(operation, &request);
+        // A header only: the body is the same bytes at every attempt.
+        traces::inject(&span, request.headers_mut());
         let started = Instant::now();
-        let result = self.transport.exchange(request).await;
+        let result = self.transport.exchange(request).instrument(span.clone()).await;
+        record(&span, &result);
         metrics::count(operation, &result, started.elapsed());
         let mut answer = result.map_err(|error| ApiError {
             status: None,
@@ -167,6 +179,37 @@ impl Client {
         let printable = text.chars().map(|c| if c.is_control() { ' ' } else { c });
         let answer_text = printable.take(EXCERPT_CHARS).collect();
         Err(ApiError { status: Some(answer.status()), answer: answer_text, decision, timed_out: false })
+    }
+}
+
+/// The span of one request. Names and ids in the path stay out of it.
+fn span(operation: &'static str, request: &Request<Bytes>) -> Span {
+    let (method, uri) = (request.method().as_str(), request.uri());
+    tracing::info_span!(
+        target: traces::TARGET,
+        "request",
+        otel.name = format!("{method} {operation}"),
+        otel.kind = "client",
+        otel.status_code = Empty,
+        http.request.method = method,
+        http.request.body.size = request.body().len() as u64,
+        http.response.status_code = Empty,
+        server.address = uri.host(),
+        server.port = uri.port_u16().or(Some(if uri.scheme_str() == Some("http") { 80 } else { 443 })),
+        error.type = Empty,
+    )
+}
+
+fn record(span: &Span, result: &Result<Response<Bytes>, TransportError>) {
+    let status = result.as_ref().map(|answer| answer.status());
+    match &status {
+        Ok(status) => span.record("http.response.status_code", status.as_u16()),
+        Err(TransportError::Timeout(_)) => span.record("error.type", "timeout"),
+        Err(TransportError::Connect(_)) => span.record("error.type", "connection"),
+        Err(TransportError::TooLong(_)) => span.record("error.type", "answer too long"),
+    };
+    if !status.is_ok_and(|status| status.is_success()) {
+        span.record("otel.status_code", "ERROR");
     }
 }
 

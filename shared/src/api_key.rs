@@ -14,6 +14,7 @@ use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 
 use crate::backend::BackendError;
+use crate::service::Trouble;
 pub use secrets_manager::Secret;
 
 /// After an answer that blames the key, it is read again at most this often.
@@ -21,6 +22,8 @@ pub const MIN_REFRESH_INTERVAL: Duration = Duration::from_secs(30);
 
 /// A shorter key is no secret, and may be a part of any word.
 const MIN_REDACTED_BYTES: usize = 8;
+
+static UNREAD: Trouble = Trouble::new();
 
 /// An API key. Its `Debug` shows no part of it.
 #[derive(Clone, PartialEq, Eq)]
@@ -162,13 +165,18 @@ impl ApiKeys {
                     *current = key;
                     changed
                 });
+                if let Some(over) = UNREAD.over() {
+                    tracing::info!(lasted = over.lasted.as_secs(), "the API key can be read again");
+                }
                 if changed {
                     tracing::info!("the API key changed");
                 }
                 changed
             }
             Err(error) => {
-                tracing::warn!(%error, "the API key could not be read again; the present one stays in use");
+                if let Some(omitted) = UNREAD.again() {
+                    tracing::warn!(%error, omitted, "the API key could not be read again; the present one stays in use");
+                }
                 false
             }
         }

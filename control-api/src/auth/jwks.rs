@@ -6,6 +6,7 @@ use std::time::Duration;
 use jsonwebtoken::Algorithm;
 use reqwest::Url;
 use shared::clock::{Clock, UnixMillis};
+use shared::service::Trouble;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +21,8 @@ const USABLE_FOR: Duration = Duration::from_secs(24 * 60 * 60);
 const PAUSE: Duration = Duration::from_secs(30);
 /// The same while there are no keys at all, and nobody is let in.
 const PAUSE_WITHOUT_KEYS: Duration = Duration::from_secs(5);
+
+static UNFETCHED: Trouble = Trouble::new();
 
 pub(super) struct Jwks {
     issuer: Issuer,
@@ -139,11 +142,16 @@ impl Jwks {
         match answer {
             Ok(Answer { keys, found_at }) => {
                 tracing::debug!(keys = keys.len(), "fetched the issuer's keys");
+                if let Some(over) = UNFETCHED.over() {
+                    tracing::info!(lasted = over.lasted.as_secs(), "the issuer's keys can be fetched again");
+                }
                 state.keys = Some(Kept { keys, since: self.clock.now(), found_at: Some(found_at) });
             }
             Err(error) => {
                 let error = format!("{error:#}");
-                tracing::warn!(error, "the issuer's keys could not be fetched");
+                if let Some(omitted) = UNFETCHED.again() {
+                    tracing::warn!(error, omitted, "the issuer's keys could not be fetched");
+                }
                 if let Some(kept) = &mut state.keys {
                     kept.found_at = None;
                 }

@@ -15,9 +15,8 @@ use serde_json::json;
 use serde_json::value::{RawValue, to_raw_value};
 use shared::dead_letter::sha256;
 use tokio::time::timeout;
-use tracing::Instrument as _;
 
-use super::RequestId;
+use super::{RequestId, Spans};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::problem::Problem;
@@ -88,6 +87,7 @@ pub async fn to_its_end(State(app): State<Arc<App>>, mut request: Request, next:
     }
     let mut line = Line::of(&request);
     request.extensions_mut().insert(line.audit.clone());
+    let spans = request.extensions().get::<Spans>().cloned();
     // In a task of its own: a caller who goes away must not leave a meter half deleted, or a letter published but not
     // removed.
     let task = async move {
@@ -95,7 +95,13 @@ pub async fn to_its_end(State(app): State<Arc<App>>, mut request: Request, next:
         line.write(&response);
         response
     };
-    match timeout(in_time, app.mutations.spawn(task.in_current_span())).await {
+    let task = async move {
+        match spans {
+            Some(spans) => spans.around(task).await,
+            None => task.await,
+        }
+    };
+    match timeout(in_time, app.mutations.spawn(task)).await {
         Ok(Ok(response)) => response,
         // A panic is answered inside of the task; this is the end of the process.
         Ok(Err(_)) => Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the API is shutting down").into_response(),

@@ -8,17 +8,18 @@ use axum::response::Response;
 use http::{HeaderName, HeaderValue, Method};
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 use shared::amberflo::describe_metrics;
-use shared::service::Ready;
+use shared::service::{Ready, traces};
 use tokio::time::{Instant, sleep};
-use tracing::Instrument as _;
+use tracing::field::Empty;
+use tracing::{Instrument as _, Span};
 use uuid::Uuid;
 
 /// The header of request ids.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_ID_BYTES: usize = 128;
 const READY_INTERVAL: Duration = Duration::from_secs(1);
-/// Names of the calls of Amberflo in metrics.
-const OPERATIONS: [&str; 6] = ["probe", "meters", "usage", "usage_events", "filtering_rules", "customers"];
+/// Names of the calls of Amberflo in metrics, but for those of functions alone.
+const OPERATIONS: [&str; 5] = ["probe", "meters", "usage", "usage_events", "filtering_rules"];
 
 /// Describes all metrics, and lets begin at zero what has labels of its own.
 pub fn describe() {
@@ -54,10 +55,16 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
     let method = method(request.method());
     let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let route = route.unwrap_or_else(|| "none".to_owned());
-    let span = tracing::info_span!("request", id);
+    let spans = Spans { log: tracing::info_span!("request", id), trace: span(method, &route, &id) };
+    traces::continue_from(request.headers(), &spans.trace);
+    request.extensions_mut().insert(spans.clone());
 
-    let mut response = next.run(request).instrument(span).await;
+    let mut response = spans.around(next.run(request)).await;
     let (status, took) = (response.status().as_u16(), started.elapsed());
+    spans.trace.record("http.response.status_code", status);
+    if response.status().is_server_error() {
+        spans.trace.record("otel.status_code", "ERROR");
+    }
     tracing::debug!(id, method, route, status, ?took, "answered");
     metrics::counter!(
         "control_api_requests_total",
@@ -70,6 +77,35 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
         response.headers_mut().insert(X_REQUEST_ID, id);
     }
     response
+}
+
+/// The spans of a request: its id in log lines, and its part of a trace.
+#[derive(Clone, Debug)]
+pub struct Spans {
+    log: Span,
+    trace: Span,
+}
+
+impl Spans {
+    /// Does `work` inside of both.
+    pub fn around<T>(&self, work: impl Future<Output = T>) -> impl Future<Output = T> {
+        work.instrument(self.log.clone()).instrument(self.trace.clone())
+    }
+}
+
+fn span(method: &'static str, route: &str, id: &str) -> Span {
+    tracing::info_span!(
+        target: traces::TARGET,
+        parent: None,
+        "request",
+        otel.name = format!("{method} {route}"),
+        otel.kind = "server",
+        otel.status_code = Empty,
+        http.request.method = method,
+        http.route = route,
+        http.response.status_code = Empty,
+        metering.request.id = id,
+    )
 }
 
 /// A label must not be the caller's to choose.

@@ -2,7 +2,7 @@ import { CfnOutput, Duration } from 'aws-cdk-lib';
 import * as lambda from 'aws-cdk-lib/aws-lambda';
 import { S3OnFailureDestination } from 'aws-cdk-lib/aws-lambda-event-sources';
 import * as s3 from 'aws-cdk-lib/aws-s3';
-import { GraphWidget } from 'aws-cdk-lib/aws-cloudwatch';
+import { GraphWidget, IWidget, Metric, MetricOptions } from 'aws-cdk-lib/aws-cloudwatch';
 import { Construct } from 'constructs';
 
 import { addAlarm, axis, PERIOD } from '../common';
@@ -171,8 +171,44 @@ export function lambdaWorker(scope: Construct, context: WorkerContext, props: La
           leftAnnotations: [{ value: timeout.toMilliseconds(), label: 'timeout' }],
         }),
       ],
+      ...deliveryWidgets(worker, common.settings.METRICS_NAMESPACE ?? 'AmberfloMetering'),
     ],
   };
+}
+
+/** What the worker says of itself, where it does: it prints its metrics in the embedded metric format. */
+function deliveryWidgets(worker: lambda.IFunction, namespace: string): IWidget[][] {
+  if (namespace === '') {
+    return [];
+  }
+  const metric = (metricName: string, dimensions: Record<string, string>, options: MetricOptions): Metric =>
+    new Metric({ namespace, metricName, dimensionsMap: { FunctionName: worker.functionName, ...dimensions }, period: PERIOD, ...options });
+  const counts = (metricName: string, dimension: string, values: string[], others = {}): Metric[] =>
+    values.map((value) => metric(metricName, { ...others, [dimension]: value }, { statistic: 'Sum', label: value }));
+  return [
+    [
+      new GraphWidget({
+        title: 'Worker: what became of events',
+        width: 8,
+        left: counts('ingest_events_total', 'outcome', ['delivered', 'duplicate', 'dead_lettered', 'released']),
+        leftYAxis: axis('events'),
+      }),
+      new GraphWidget({
+        title: 'Worker: from the stream to Amberflo',
+        width: 8,
+        left: ['p50', 'p99', 'Maximum'].map((statistic) => metric('ingest_delivery_latency_seconds', {}, { statistic, label: statistic })),
+        leftYAxis: axis('s'),
+      }),
+      new GraphWidget({
+        title: 'Amberflo: its answers',
+        width: 8,
+        left: counts('amberflo_requests_total', 'outcome', ['2xx', '4xx', '429', '5xx', 'timeout', 'connect'], { operation: 'ingest' }),
+        leftYAxis: axis('requests'),
+        right: [metric('ingest_paused', {}, { statistic: 'Maximum', label: 'refuses us' })],
+        rightYAxis: { min: 0, max: 1 },
+      }),
+    ],
+  ];
 }
 
 /** @throws one line about the first property that is not what Lambda takes */

@@ -118,6 +118,7 @@ impl World {
             max_in_order: 4 * max_in_flight.get() as usize,
             dedup_window: Duration::from_secs(120),
             drain: DRAIN,
+            board: ingest_worker::status::Board::default(),
             clock: self.clock,
         }
     }
@@ -340,13 +341,30 @@ impl Wire {
     }
 }
 
-/// Keeps the counters of one thread, without their labels.
+/// Keeps the counters and gauges of one thread, without their labels.
 #[derive(Default)]
 pub struct Counters(Mutex<HashMap<String, Arc<AtomicU64>>>);
 
 impl Counters {
     pub fn get(&self, name: &str) -> u64 {
         self.0.lock().unwrap().get(name).map_or(0, |counter| counter.load(Ordering::Relaxed))
+    }
+
+    pub fn gauge(&self, name: &str) -> f64 {
+        f64::from_bits(self.get(name))
+    }
+
+    /// Every record that was read has an outcome, or is in flight; answers how many are.
+    pub fn assert_balance(&self) -> u64 {
+        let in_flight = self.gauge("ingest_in_flight_records");
+        assert!(in_flight >= 0.0 && in_flight.fract() == 0.0, "{in_flight} records are in flight");
+        let (read, ended) = (self.get("ingest_records_read_total"), self.get("ingest_events_total"));
+        assert_eq!(read, ended + in_flight as u64, "read, and the sum of {ended} outcomes and {in_flight} in flight");
+        in_flight as u64
+    }
+
+    fn atomic(&self, key: &Key) -> Arc<AtomicU64> {
+        Arc::clone(self.0.lock().unwrap().entry(key.name().to_owned()).or_default())
     }
 }
 
@@ -355,11 +373,10 @@ impl Recorder for Counters {
     fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
     fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
     fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
-        let mut counters = self.0.lock().unwrap();
-        Counter::from_arc(Arc::clone(counters.entry(key.name().to_owned()).or_default()))
+        Counter::from_arc(self.atomic(key))
     }
-    fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
-        Gauge::noop()
+    fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
+        Gauge::from_arc(self.atomic(key))
     }
     fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
         Histogram::noop()

@@ -8,6 +8,7 @@ mod fleet;
 mod harness;
 #[cfg(feature = "lambda")]
 mod lambda;
+mod metrics;
 mod process;
 mod replay;
 mod simulation;

@@ -4,6 +4,7 @@ mod configuration;
 mod crash;
 mod health;
 mod hostile;
+mod metrics;
 pub mod redrive;
 mod service;
 
@@ -205,9 +206,18 @@ impl Process {
         client().get(format!("http://{}/{path}", self.admin)).send().await.ok().map(|answer| answer.status().as_u16())
     }
 
+    /// A scrape, in which the flow balances, whatever goes on.
     pub async fn metrics(&self) -> Metrics {
-        let answer = client().get(format!("http://{}/metrics", self.admin)).send().await.unwrap();
-        Metrics(answer.text().await.unwrap())
+        self.metrics_while_it_runs().await.expect("it does not answer")
+    }
+
+    /// `None` once it has ended.
+    pub async fn metrics_while_it_runs(&self) -> Option<Metrics> {
+        let answer = client().get(format!("http://{}/metrics", self.admin)).send().await.ok()?;
+        let metrics = Metrics(answer.text().await.ok()?);
+        let ended = metrics.sum("ingest_events_total") + metrics.sum("ingest_in_flight_records");
+        assert_eq!(metrics.sum("ingest_records_read_total"), ended, "the flow does not balance\n{}", metrics.0);
+        Some(metrics)
     }
 
     /// Puts events, ten a request, as an SDK does: what is not accepted is put again.

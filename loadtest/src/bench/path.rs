@@ -141,6 +141,7 @@ async fn common(stream: Arc<dyn Stream>, store: LocalStore) -> anyhow::Result<Ar
         max_in_order: 4 * MAX_IN_FLIGHT as usize,
         dedup_window: Duration::from_secs(120),
         drain: Duration::from_secs(25),
+        board: ingest_worker::status::Board::default(),
         clock,
     }))
 }

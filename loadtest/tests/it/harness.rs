@@ -73,7 +73,12 @@ impl Dev {
 
     /// The first URL of the line that begins so, such as `event bus`.
     pub fn url(&self, name: &str) -> String {
-        self.line(name).split_whitespace().next().unwrap().to_owned()
+        self.urls(name).remove(0)
+    }
+
+    /// All URLs of the line that begins so.
+    pub fn urls(&self, name: &str) -> Vec<String> {
+        self.line(name).split_whitespace().filter(|word| word.starts_with("http://")).map(str::to_owned).collect()
     }
 
     /// All addresses on which it and its services answer.

@@ -6,4 +6,5 @@ mod dev;
 mod drill;
 mod end_to_end;
 mod harness;
+mod metrics;
 mod readme;

@@ -25,11 +25,7 @@ impl HttpTransport {
     /// # Errors
     /// When the system's TLS roots cannot be loaded.
     pub fn new(timeout: Duration) -> Result<Self, reqwest::Error> {
-        // Fails only where a provider is installed already, which is as good.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = reqwest::Client::builder()
-            .user_agent(concat!("sbt-amberflo-metering/", env!("CARGO_PKG_VERSION")))
-            .redirect(reqwest::redirect::Policy::none())
+        let client = client_builder()
             .timeout(timeout)
             .connect_timeout(timeout.min(Duration::from_secs(10)))
             .tcp_nodelay(true)
@@ -59,6 +55,15 @@ impl HttpTransport {
         }
         TransportError::Connect(text)
     }
+}
+
+/// What every HTTP client here has: our name, TLS by ring, and no redirects.
+pub(crate) fn client_builder() -> reqwest::ClientBuilder {
+    // Fails only where a provider is installed already, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::builder()
+        .user_agent(concat!("sbt-amberflo-metering/", env!("CARGO_PKG_VERSION")))
+        .redirect(reqwest::redirect::Policy::none())
 }
 
 #[async_trait]

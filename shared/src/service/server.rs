@@ -30,11 +30,15 @@ use tower::ServiceExt as _;
 
 use activity::{Activity, Answer, Upload, Watched};
 
+use super::Trouble;
+
 /// Bytes of a request's line and headers; bodies are read through a buffer of this size.
 const MAX_HEAD_BYTES: usize = 64 << 10;
 /// Lets a process that has run out of file descriptors find some.
 const AFTER_ACCEPT_ERROR: Duration = Duration::from_secs(1);
 const WARN_INTERVAL: Duration = Duration::from_secs(60);
+
+static UNACCEPTED: Trouble = Trouble::new();
 
 /// What clients may take.
 #[derive(Clone, Copy, Debug)]
@@ -135,7 +139,9 @@ async fn accepted<T, F: Future<Output = io::Result<T>>>(mut accept: impl FnMut()
             // The client has gone already.
             Err(error) if matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset) => {}
             Err(error) => {
-                tracing::error!(%error, "cannot accept a connection");
+                if let Some(omitted) = UNACCEPTED.again() {
+                    tracing::error!(%error, omitted, "cannot accept a connection");
+                }
                 sleep(AFTER_ACCEPT_ERROR).await;
             }
         }

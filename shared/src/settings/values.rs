@@ -73,7 +73,7 @@ pub enum KeySetting {
 pub struct Secret(String);
 
 impl Secret {
-    pub(super) fn reveal(&self) -> &str {
+    pub(crate) fn reveal(&self) -> &str {
         &self.0
     }
 }

@@ -114,8 +114,9 @@ async fn the_program_answers_events() {
         .env("AMBERFLO_BASE_URL", amberflo)
         .env("API_KEY_SECRET_NAME", "amberflo")
         .env("API_KEY_SECRET_ID", "ApiKey");
-    let log = dir.path().join("log");
-    let mut child = command.stderr(std::fs::File::create(&log).unwrap()).spawn().unwrap();
+    let [log, metrics] = ["log", "metrics"].map(|name| dir.path().join(name));
+    let [stdout, stderr] = [&metrics, &log].map(|path| std::fs::File::create(path).unwrap());
+    let mut child = command.stdout(stdout).stderr(stderr).spawn().unwrap();
 
     let (made, answer) = runtime.invoke(http("POST", "/ingest", Some(USAGE))).await;
     assert_eq!((&*made, &answer["statusCode"]), ("response", &json!(202)), "{answer}");
@@ -133,6 +134,10 @@ async fn the_program_answers_events() {
     assert_eq!(audit.len(), 2, "{log}");
     assert_eq!((&audit[0]["action"], &audit[0]["status"]), (&json!("POST /ingest"), &json!(202)));
     assert_eq!((&audit[1]["action"], &audit[1]["outcome"]), (&json!("onboardingRequest"), &json!("created")));
+    let metrics = std::fs::read_to_string(metrics).unwrap();
+    let metrics: Vec<Value> = metrics.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let ingest = metrics.iter().find(|line| line["route"] == "/ingest" && line["status"] == "202").unwrap();
+    assert_eq!((&ingest["FunctionName"], &ingest["control_api_requests_total"]), (&json!("api"), &json!(1)));
 }
 
 #[tokio::test]

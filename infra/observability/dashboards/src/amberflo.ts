@@ -1,38 +1,38 @@
 /** What Amberflo answers, and what keeps us inside its limits. */
-import { PROCESS, Sheet, WORKER } from './dashboard';
+import { PROCESS, Dashboard, WORKER } from './dashboard';
 
-export function amberflo(): Sheet {
-  const sheet = new Sheet(
+export function amberflo(): Dashboard {
+  const dashboard = new Dashboard(
     'metering-amberflo',
     'Metering / Amberflo',
     'Requests to Amberflo and their answers, and the limits on what is sent.',
     ['job', 'instance'],
   );
-  requests(sheet);
-  limits(sheet);
-  return sheet;
+  requests(dashboard);
+  limits(dashboard);
+  return dashboard;
 }
 
-function requests(sheet: Sheet): void {
-  sheet
+function requests(dashboard: Dashboard): void {
+  dashboard
     .row('Requests')
     .graph({
       title: 'Answers',
-      description: 'Per second. Good: 2xx. 429: too fast. 5xx, timeout, connect: tried again without end. 4xx is every other answer: on ingest a bad record (which is isolated), or our key or address (which pauses sending).',
+      description: 'Per second. Good: 2xx. 429: too fast. 5xx, timeout, connect: tried again without end. 4xx is every other answer: on ingest a bad record (which is isolated), or our key or address (which pauses sending). Without probes of the key, where a 4xx is fine.',
       unit: 'reqps',
       width: 8,
       stacked: true,
-      queries: { '{{outcome}}': `sum by (outcome) (rate(amberflo_requests_total{${PROCESS}}[$__rate_interval]))` },
+      queries: { '{{outcome}}': `sum by (outcome) (rate(amberflo_requests_total{operation!="probe", ${PROCESS}}[$__rate_interval]))` },
       alerts: ['MeteringThrottled', 'MeteringSendingPaused'],
     })
     .graph({
       title: 'Requests that did not succeed',
-      description: 'Of all, by operation: `ingest` is the workers\' billing records, the others are the control API\'s.',
+      description: 'Of all, by operation: `ingest` is the workers\' billing records, the others are the control API\'s. Without probes of the key, where a 4xx is fine.',
       unit: 'percentunit',
       width: 8,
       max: 1,
       queries: {
-        '{{operation}}': `sum by (operation) (rate(amberflo_requests_total{outcome!="2xx", ${PROCESS}}[$__rate_interval])) / clamp_min(sum by (operation) (rate(amberflo_requests_total{${PROCESS}}[$__rate_interval])), 1e-9)`,
+        '{{operation}}': `sum by (operation) (rate(amberflo_requests_total{operation!="probe", outcome!="2xx", ${PROCESS}}[$__rate_interval])) / clamp_min(sum by (operation) (rate(amberflo_requests_total{operation!="probe", ${PROCESS}}[$__rate_interval])), 1e-9)`,
       },
       thresholds: [[0.05, 'red']],
       alerts: ['MeteringSendingPaused'],
@@ -67,15 +67,15 @@ function requests(sheet: Sheet): void {
     });
 }
 
-function limits(sheet: Sheet): void {
-  sheet
+function limits(dashboard: Dashboard): void {
+  dashboard
     .row('Limits of the workers')
     .graph({
-      title: 'What requests wait for',
-      description: 'Seconds waited per second. `requests`: RATE_REQUESTS_PER_SECOND; `concurrency`: MAX_IN_FLIGHT, or what is left of it after errors; `retry_after`: Amberflo told us when to come back.',
+      title: 'What holds batches back',
+      description: 'Seconds per second, of the worker that waits most. Near 1 is what bounds delivery. `requests`: RATE_REQUESTS_PER_SECOND; `concurrency`: MAX_IN_FLIGHT, or what is left of it after errors; `retry_after`: Amberflo told us when to come back, or sending is paused.',
       unit: 'none',
       width: 8,
-      queries: { '{{limit}}': `sum by (limit) (rate(ingest_limiter_wait_seconds_total{${WORKER}}[$__rate_interval]))` },
+      queries: { '{{limit}}': `max by (limit) (rate(ingest_limiter_wait_seconds_total{${WORKER}}[$__rate_interval]))` },
       alerts: ['MeteringThrottled'],
     })
     .graph({
@@ -111,10 +111,10 @@ function limits(sheet: Sheet): void {
     })
     .graph({
       title: 'Busiest meter, of its hourly budget',
-      description: 'Events of the busiest meter in this hour over METER_HOURLY_BUDGET (Amberflo\'s guardrail of a million). Above 80 %: talk to Amberflo, or make it a roll-up meter. Nothing is held back.',
+      description: 'At most: events of each worker\'s busiest meter in this hour, over METER_HOURLY_BUDGET (Amberflo\'s guardrail of a million). Above 80 %: talk to Amberflo, or make it a roll-up meter. Nothing is held back.',
       unit: 'percentunit',
       width: 8,
-      queries: { '{{cluster}} {{instance}}': `max by (cluster, instance) (ingest_meter_budget_max_ratio{${WORKER}})` },
+      queries: { 'all workers {{cluster}}': `sum by (cluster) (ingest_meter_budget_max_ratio{${WORKER}})` },
       thresholds: [[0.8, 'red']],
       alerts: ['MeteringMeterBudget'],
     })

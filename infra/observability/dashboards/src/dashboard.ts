@@ -55,7 +55,6 @@ interface Panel {
 
 export interface Graph extends Panel {
   readonly stacked?: boolean;
-  readonly min?: number;
   readonly max?: number;
 }
 
@@ -67,7 +66,7 @@ export interface Stat extends Panel {
 }
 
 /** A dashboard that panels are added to, from left to right and from top to bottom. */
-export class Sheet {
+export class Dashboard {
   private readonly builder: dashboard.DashboardBuilder;
   private panels = 0;
 
@@ -110,7 +109,7 @@ export class Sheet {
       .showPoints(common.VisibilityMode.Never)
       .legend(legend())
       .tooltip(new common.VizTooltipOptionsBuilder().mode(common.TooltipDisplayMode.Multi).sort(common.SortOrder.Descending))
-      .min(graph.min ?? 0);
+      .min(0);
     if (graph.max !== undefined) {
       panel.max(graph.max);
     }
@@ -179,7 +178,7 @@ export class Sheet {
     return `${JSON.stringify(this.builder.build(), (key, value) => (key === 'placement' && value === 'inControlsMenu' ? undefined : value), 2)}\n`;
   }
 
-  private add(panel: AnyPanel, given: Panel & { base?: Color }, asked: Asked): this {
+  private add(panel: AnyPanel, given: Panel & { base?: Color }, kind: Kind): this {
     const [base, steps] = [given.base ?? 'green', given.thresholds ?? []];
     panel
       .id(++this.panels)
@@ -188,7 +187,7 @@ export class Sheet {
       .datasource(DATASOURCE)
       .unit(given.unit)
       .span(given.width)
-      .height(given.height ?? asked.height)
+      .height(given.height ?? kind.height)
       .thresholds(
         new dashboard.ThresholdsConfigBuilder()
           .mode(dashboard.ThresholdsMode.Absolute)
@@ -200,8 +199,8 @@ export class Sheet {
     }
     Object.entries(given.queries).forEach(([legend, expr], index) => {
       const target = new DataqueryBuilder().refId(String.fromCharCode(65 + index)).expr(expr).legendFormat(legend);
-      target.format(asked.format ?? PromQueryFormat.TimeSeries);
-      panel.withTarget(asked.instant ? target.instant() : target.range());
+      target.format(kind.format ?? PromQueryFormat.TimeSeries);
+      panel.withTarget(kind.instant ? target.instant() : target.range());
     });
     this.builder.withPanel(panel as Builder<dashboard.Panel>);
     return this;
@@ -209,7 +208,7 @@ export class Sheet {
 }
 
 /** What depends on the kind of a panel. */
-interface Asked {
+interface Kind {
   readonly height: number;
   readonly instant?: boolean;
   readonly format?: PromQueryFormat;
@@ -227,16 +226,17 @@ const ANNOTATIONS = [
     text: '{{severity}} {{cluster}}',
   },
   {
-    name: 'Restarts',
+    name: 'Starts',
     color: 'purple',
-    expr: `group by (cluster, job, instance) ((changes(process_start_time_seconds{${CLUSTER}}[2m]) > 0) and on (cluster, job, instance) build_info{${OURS}})`,
-    title: 'Restart of {{job}}',
+    // Not by what changes: in a container a process that starts again is often a new instance.
+    expr: `group by (cluster, job, instance) ((time() - process_start_time_seconds{${CLUSTER}} < 120) and on (cluster, job, instance) build_info{${OURS}})`,
+    title: '{{job}} has started',
     text: '{{instance}} {{cluster}}',
   },
   {
     name: 'Versions',
     color: 'blue',
-    expr: `group by (cluster, service, version) (build_info{${OURS}}) unless group by (cluster, service, version) (build_info{${OURS}} offset 2m)`,
+    expr: `group by (cluster, service, version) (build_info{${OURS}}) unless group by (cluster, service, version) (build_info{${OURS}} offset 5m)`,
     title: '{{service}} {{version}} is new',
     text: '{{cluster}}',
   },

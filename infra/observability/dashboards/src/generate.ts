@@ -3,15 +3,15 @@ import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 
 import { amberflo } from './amberflo';
-import { Sheet } from './dashboard';
+import { Dashboard } from './dashboard';
 import { overview } from './overview';
 import { pipeline } from './pipeline';
 import { services } from './services';
 
 /** The JSON of each dashboard by the name of its file. */
 export function dashboards(): Record<string, string> {
-  const sheets: Record<string, () => Sheet> = { overview, pipeline, amberflo, services };
-  return Object.fromEntries(Object.entries(sheets).map(([name, sheet]) => [`${name}.json`, sheet().json()]));
+  const made: Record<string, () => Dashboard> = { overview, pipeline, amberflo, services };
+  return Object.fromEntries(Object.entries(made).map(([name, make]) => [`${name}.json`, make().json()]));
 }
 
 if (require.main === module) {

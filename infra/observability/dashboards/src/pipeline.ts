@@ -1,28 +1,28 @@
 /** The path of a record through the workers: flow, lag, batches, state, dead letters. */
-import { OBJECTIVE_SECONDS, Sheet, WORKER } from './dashboard';
+import { OBJECTIVE_SECONDS, Dashboard, WORKER } from './dashboard';
 
 const rate = (metric: string, by = '') => `sum${by && ` by (${by})`} (rate(${metric}{${WORKER}}[$__rate_interval]))`;
 const quantiles = (histogram: string, ...wanted: number[]) =>
   Object.fromEntries(wanted.map((q) => [`p${q * 100}`, `histogram_quantile(${q}, ${rate(`${histogram}_bucket`, 'le')})`]));
 const mean = (histogram: string) => `${rate(`${histogram}_sum`)} / ${rate(`${histogram}_count`)}`;
 
-export function pipeline(): Sheet {
-  const sheet = new Sheet(
+export function pipeline(): Dashboard {
+  const dashboard = new Dashboard(
     'metering-pipeline',
     'Metering / Pipeline',
     'What happens to records between the stream and Amberflo, by shard and by worker.',
     ['instance'],
   );
-  flow(sheet);
-  lag(sheet);
-  batching(sheet);
-  state(sheet);
-  deadLetters(sheet);
-  return sheet;
+  flow(dashboard);
+  lag(dashboard);
+  batching(dashboard);
+  state(dashboard);
+  deadLetters(dashboard);
+  return dashboard;
 }
 
-function flow(sheet: Sheet): void {
-  sheet
+function flow(dashboard: Dashboard): void {
+  dashboard
     .row('Flow')
     .graph({
       title: 'Records read, by worker',
@@ -54,8 +54,8 @@ function flow(sheet: Sheet): void {
     });
 }
 
-function lag(sheet: Sheet): void {
-  sheet
+function lag(dashboard: Dashboard): void {
+  dashboard
     .row('Lag')
     .graph({
       title: 'Lag by shard',
@@ -77,8 +77,8 @@ function lag(sheet: Sheet): void {
     });
 }
 
-function batching(sheet: Sheet): void {
-  sheet
+function batching(dashboard: Dashboard): void {
+  dashboard
     .row('Batches')
     .graph({
       title: 'Records in a batch',
@@ -96,7 +96,7 @@ function batching(sheet: Sheet): void {
     })
     .graph({
       title: 'Compression',
-      description: 'Bytes of batches over bytes of bodies. Usually 5 to 15. Below 1 more bodies are sent than batches made: retries, and batches split to find a bad record.',
+      description: 'Bytes of batches over bytes of bodies. Usually about 8. Below 1 more bodies are sent than batches made: retries, and batches split to find a bad record.',
       unit: 'none',
       width: 6,
       decimals: 1,
@@ -127,8 +127,8 @@ function batching(sheet: Sheet): void {
     });
 }
 
-function state(sheet: Sheet): void {
-  sheet
+function state(dashboard: Dashboard): void {
+  dashboard
     .row('Leases, checkpoints, dedup window')
     .graph({
       title: 'Leases by worker',
@@ -181,8 +181,8 @@ function state(sheet: Sheet): void {
     });
 }
 
-function deadLetters(sheet: Sheet): void {
-  sheet
+function deadLetters(dashboard: Dashboard): void {
+  dashboard
     .row('Dead letters and lost records')
     .graph({
       title: 'Dead letters by reason',

@@ -1,24 +1,24 @@
 /** The control API, and what the processes of both services use. */
-import { PROCESS, Sheet } from './dashboard';
+import { PROCESS, Dashboard } from './dashboard';
 
 const API = PROCESS;
 const each = '{{cluster}} {{job}} {{instance}}';
 const by = 'by (cluster, job, instance)';
 
-export function services(): Sheet {
-  const sheet = new Sheet(
+export function services(): Dashboard {
+  const dashboard = new Dashboard(
     'metering-services',
     'Metering / Control API and processes',
     'Requests to the control API, and the CPU, memory, files and runtime of both services.',
     ['job', 'instance'],
   );
-  controlApi(sheet);
-  saturation(sheet);
-  return sheet;
+  controlApi(dashboard);
+  saturation(dashboard);
+  return dashboard;
 }
 
-function controlApi(sheet: Sheet): void {
-  sheet
+function controlApi(dashboard: Dashboard): void {
+  dashboard
     .row('Control API')
     .stat({
       title: 'Ready',
@@ -80,8 +80,8 @@ function controlApi(sheet: Sheet): void {
     });
 }
 
-function saturation(sheet: Sheet): void {
-  sheet
+function saturation(dashboard: Dashboard): void {
+  dashboard
     .row('Processes')
     .graph({
       title: 'CPU',

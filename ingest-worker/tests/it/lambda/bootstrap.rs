@@ -1,7 +1,8 @@
 //! The program itself: the real `bootstrap` as a child process, between a runtime API like Lambda's, emulated services
 //! of AWS, and a sandbox of Amberflo.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -106,7 +107,8 @@ pub struct Cloud {
 /// The program at work.
 pub struct Bootstrap {
     child: Child,
-    log: std::path::PathBuf,
+    log: PathBuf,
+    metrics: PathBuf,
 }
 
 impl Cloud {
@@ -148,15 +150,39 @@ impl Cloud {
 
 impl Bootstrap {
     pub fn spawn(command: &mut Command, dir: &Path) -> Self {
-        let log = dir.join("log");
-        let child = command.stderr(std::fs::File::create(&log).unwrap()).spawn().unwrap();
-        Self { child, log }
+        let [log, metrics] = ["log", "metrics"].map(|name| dir.join(name));
+        let [stdout, stderr] = [&metrics, &log].map(|path| std::fs::File::create(path).unwrap());
+        let child = command.stdout(stdout).stderr(stderr).spawn().unwrap();
+        Self { child, log, metrics }
     }
 
     pub fn logs(&self) -> Vec<Value> {
         let logs = text(&std::fs::read(&self.log).unwrap());
         assert!(!logs.contains(KEY), "the API key is in the logs");
         logs.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"))).collect()
+    }
+
+    /// What CloudWatch makes of the counter in standard output, by the values of its label.
+    fn counted(&self, name: &str, label: &str) -> BTreeMap<String, u64> {
+        let mut counts = BTreeMap::new();
+        for line in text(&std::fs::read(&self.metrics).unwrap()).lines() {
+            let document: Value = serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"));
+            let [directive] = &document["_aws"]["CloudWatchMetrics"].as_array().unwrap()[..] else { panic!("{line}") };
+            for member in directive["Dimensions"][0].as_array().unwrap() {
+                assert!(document[member.as_str().unwrap()].is_string(), "{member}: {line}");
+            }
+            assert_eq!(
+                (&directive["Namespace"], &document["FunctionName"]),
+                (&json!("AmberfloMetering"), &json!("ingest"))
+            );
+            for definition in directive["Metrics"].as_array().unwrap() {
+                assert!(!document[definition["Name"].as_str().unwrap()].is_null(), "{definition}: {line}");
+            }
+            if let Some(count) = document[name].as_u64() {
+                *counts.entry(document[label].as_str().unwrap_or_default().to_owned()).or_default() += count;
+            }
+        }
+        counts
     }
 
     fn summary(&self) -> Value {
@@ -220,6 +246,29 @@ async fn events_are_billed_and_bad_ones_lie_in_the_queue() {
     assert!(matches!(&made, Made::Error(error) if error.contains("others")), "{made:?}");
     assert!(bootstrap.child.try_wait().unwrap().is_none(), "it goes on");
     amberflo.assert_billed_once(90);
+
+    let counted = |name, label| bootstrap.counted(name, label).into_iter().collect::<Vec<_>>();
+    let outcome = |name: &str, count| (name.to_owned(), count);
+    assert_eq!(
+        counted("ingest_events_total", "outcome"),
+        [outcome("dead_lettered", 1), outcome("delivered", 90), outcome("duplicate", 5)]
+    );
+    assert_eq!(counted("ingest_records_read_total", "none"), [outcome("", 96)], "the flow balances");
+    assert_eq!(counted("ingest_dead_letters_total", "reason"), [outcome("not_json", 1)]);
+    assert_eq!(
+        counted("amberflo_requests_total", "outcome").iter().map(|(name, _)| &**name).collect::<Vec<_>>(),
+        ["2xx"]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_namespace_no_metrics_are_printed() {
+    let Some(mut cloud) = Cloud::start("lambda-without-metrics").await else { return };
+    let amberflo = Amberflo::start().await;
+    let mut command = cloud.command(&amberflo.url);
+    let bootstrap = cloud.spawn(command.env("STREAM", "kinesis:events").env("METRICS_NAMESPACE", ""));
+    assert_eq!(failures(&cloud.runtime.invoke(&usages(0..5), LIMIT).await), [""; 0]);
+    assert_eq!(text(&std::fs::read(&bootstrap.metrics).unwrap()), "");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -29,6 +29,8 @@ use stream::{Resharding, SimulatedStream};
 use truth::Truth;
 use worker::DEDUP_WINDOW;
 
+use crate::harness::Counters;
+
 const DEFAULT_SEEDS: u64 = 300;
 /// Seeds that once failed.
 const PINNED: &[u64] = &[
@@ -91,11 +93,12 @@ fn simulate(seed: u64) {
     count_panics();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     fastrand::seed(seed);
-    runtime.block_on(play(seed));
+    let counters = Counters::default();
+    metrics::with_local_recorder(&counters, || runtime.block_on(play(seed, &counters)));
     assert_eq!(PANICS.get(), 0, "a task panicked");
 }
 
-async fn play(seed: u64) {
+async fn play(seed: u64, counters: &Counters) {
     let mut rng = Rng::with_seed(seed);
     let clock = Clock::following_tokio(START);
     let retention = 2 * DEDUP_WINDOW + Duration::from_secs(30);
@@ -116,12 +119,18 @@ async fn play(seed: u64) {
     let mut play = Play::new(Arc::clone(&world), rng, clock);
     for _ in 0..steps {
         play.step().await;
+        counters.assert_balance();
     }
     play.settle().await;
+    counters.assert_balance();
     world.check_balance().await;
     play.redrive_all().await;
     world.check_all_billed().await;
     play.stop().await;
+    drop(play);
+    // Tasks that were told to end do so when they are polled next.
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(counters.assert_balance(), 0, "no worker is left, but records are in flight");
 }
 
 #[expect(clippy::disallowed_methods, reason = "settings of the test run, not of the product")]

@@ -76,6 +76,7 @@ impl SimulatedWorker {
                 max_in_order: 4 * max_in_flight.get() as usize,
                 dedup_window: DEDUP_WINDOW,
                 drain: DRAIN,
+                board: ingest_worker::status::Board::default(),
                 clock,
             });
             let worker = Worker {

@@ -9,9 +9,12 @@ use super::stream::{first_at_or_after, position_of};
 use super::{LocalStore, schema, shard_index};
 use crate::backend::{BackendError, Checkpoint, Leases as _};
 use crate::clock::millis;
+use crate::service::Trouble;
 
 /// Rows a transaction: publishers wait for the write lock meanwhile.
 const CHUNK: usize = 5_000;
+
+static UNPRUNED: Trouble = Trouble::new();
 
 impl LocalStore {
     /// Deletes the records that lie at or behind their shard's checkpoint and arrived more than the retention before
@@ -45,7 +48,11 @@ impl LocalStore {
             match self.prune().await {
                 Ok(0) => {}
                 Ok(records) => tracing::debug!(records, "pruned settled records"),
-                Err(error) => tracing::warn!(%error, "pruning failed, it is tried again"),
+                Err(error) => {
+                    if let Some(omitted) = UNPRUNED.again() {
+                        tracing::warn!(%error, omitted, "pruning failed, it is tried again");
+                    }
+                }
             }
         }
     }
