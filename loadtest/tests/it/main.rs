@@ -4,7 +4,10 @@
 mod demo;
 mod dev;
 mod drill;
+mod document;
 mod end_to_end;
 mod harness;
 mod metrics;
 mod readme;
+mod runbook;
+mod shell;
