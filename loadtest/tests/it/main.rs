@@ -3,8 +3,8 @@
 
 mod demo;
 mod dev;
-mod drill;
 mod document;
+mod drill;
 mod end_to_end;
 mod harness;
 mod metrics;
