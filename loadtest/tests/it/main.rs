@@ -4,6 +4,7 @@
 mod demo;
 mod dev;
 mod document;
+mod drill;
 mod end_to_end;
 mod harness;
 mod metrics;
