@@ -1,6 +1,6 @@
 # `make demo` and `make test` are all a newcomer needs; `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test bench emulators mutants lint dist
+.PHONY: help demo dev drill test bench emulators mutants lint dist
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -11,6 +11,9 @@ demo: ## the whole job on this machine: emit, break, kill, reconcile
 # Not optimised: it compiles in a third of the time, and people are slower than it.
 dev: ## bus, worker, a stand-in for Amberflo and the control API, until Ctrl-C; options: make dev ARGS=--help
 	cargo run --bin loadtest -- dev $(ARGS)
+
+drill: ## breaks one thing in each of many deployments: do the right alerts fire, and lead to it? 4 minutes
+	./infra/observability/setup.sh && ./loadtest/emulators/setup.sh && cargo run --bin loadtest -- drill $(ARGS)
 
 test: ## every suite; the last lines list what ran and what could not
 	./.ci/test

@@ -7,6 +7,7 @@ mod rescale;
 mod runbook;
 mod scenarios;
 mod stack;
+mod verdict;
 mod watch;
 
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ use anyhow::{Context as _, bail, ensure};
 use shared::clock::Clock;
 use shared::service;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use prometheus::{Prometheus, Target};
 use runbook::Runbook;
@@ -30,6 +31,12 @@ pub use prometheus::{SUBCOMMAND as PROMETHEUS, child_main as become_prometheus};
 
 const INTERRUPTED: u8 = 130;
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+const LEASES_TIMEOUT: Duration = Duration::from_secs(60);
+/// Deployments whose leases are not taken or not shared yet.
+const RESTLESS: &str = "max by (cluster) (ingest_shards) - sum by (cluster) (ingest_leases_held) != 0 \
+    or min by (cluster) (ingest_leases_held) == 0";
+/// Scrapes of services that ran, and did not answer within a second.
+const MISSED: &str = "sum by (cluster) (count_over_time((up == 0)[30m:1s]))";
 /// Before anything goes wrong: alerts on a change need to know what is usual.
 const CALM: Duration = Duration::from_secs(30);
 /// From the injection to the verdict, at most.
@@ -87,15 +94,15 @@ async fn perform(args: &DrillArgs) -> anyhow::Result<bool> {
     let targets: Vec<Target> = stacks.iter().flat_map(Stack::targets).cloned().collect();
     let program = prometheus::program(args.prometheus.as_deref());
     let started = seconds_now();
-    let mut prometheus =
-        Prometheus::start(&program, dir.path(), &observability.join("rules"), args.factor, &targets).await?;
+    let mut prometheus = Prometheus::start(&program, dir.path(), targets.clone()).await?;
+    wait_for_leases(&prometheus).await?;
+    prometheus.follow(&observability.join("rules"), args.factor).await?;
     println!("{} deployments, {} targets; Prometheus: {}", stacks.len(), targets.len(), prometheus.base());
 
     let mut watch = Watch::new(&prometheus, &runbook, args.factor, &scenarios);
     observe(&mut watch, &mut stacks).await?;
-    println!("\n{}\n", watch.table());
-    let mut problems = watch.problems();
-    let suspects = watch.suspects();
+    println!("\n{}\n", watch.verdict.table());
+    let mut problems = watch.verdict.problems();
     problems.extend(prometheus.broken_rules().await?);
     problems.extend(runbook.broken_queries(&prometheus, args.factor).await);
     if args.only.is_empty() {
@@ -112,16 +119,31 @@ async fn perform(args: &DrillArgs) -> anyhow::Result<bool> {
     if problems.is_empty() {
         println!("exactly the right alerts fired, and each led to its cause");
     } else {
-        for stack in stacks.iter().filter(|stack| suspects.contains(stack.scenario.name)) {
-            eprintln!("{}", stack.logs());
-        }
-        eprintln!("the log of Prometheus ends with:\n{}", prometheus.log_tail());
+        explain(&prometheus, &stacks, &problems).await?;
     }
     if args.keep {
         println!("Prometheus is left running at {}; Ctrl-C ends it", prometheus.base());
         std::future::pending::<()>().await;
     }
     Ok(problems.is_empty())
+}
+
+/// What a failure is looked into with: logs, and whether the machine could do what a drill asks of it.
+async fn explain(prometheus: &Prometheus, stacks: &[Stack], problems: &[String]) -> anyhow::Result<()> {
+    let missed = prometheus.query(MISSED).await?;
+    for stack in stacks {
+        let name = stack.scenario.name;
+        if problems.iter().any(|problem| problem.strip_prefix(name).is_some_and(|rest| rest.starts_with(':'))) {
+            eprintln!("{}", stack.logs());
+        }
+        let missed = missed.iter().find(|series| series.labels.get("cluster").is_some_and(|label| label == name));
+        if let Some(missed) = missed.filter(|_| stack.scenario.fault.leaves_all_running()) {
+            let count = missed.values.first().copied().unwrap_or_default();
+            eprintln!("{name}: {count} scrapes of services that run had no answer in time: is the machine too busy?");
+        }
+    }
+    eprintln!("the log of Prometheus ends with:\n{}", prometheus.log_tail());
+    Ok(())
 }
 
 fn chosen(only: &[String]) -> anyhow::Result<Vec<Scenario>> {
@@ -159,6 +181,19 @@ async fn start(mut scenarios: Vec<Scenario>, dir: &Path) -> anyhow::Result<Vec<S
     Ok(stacks)
 }
 
+/// Waits until every shard has a worker, and every worker a shard: with that the deployments are at rest.
+async fn wait_for_leases(prometheus: &Prometheus) -> anyhow::Result<()> {
+    let deadline = Instant::now() + LEASES_TIMEOUT;
+    loop {
+        let restless = prometheus.query(RESTLESS).await?;
+        if restless.is_empty() {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "leases are not shared after {LEASES_TIMEOUT:?}: {restless:?}");
+        sleep(LOOK_EVERY).await;
+    }
+}
+
 /// Calm, injection, healing, and some time for what nobody expects.
 async fn observe(watch: &mut Watch<'_>, stacks: &mut [Stack]) -> anyhow::Result<()> {
     println!("{} s without faults", CALM.as_secs());
@@ -183,7 +218,7 @@ async fn observe(watch: &mut Watch<'_>, stacks: &mut [Stack]) -> anyhow::Result<
     let mut complete_since = None;
     while Instant::now() < end {
         look_until(watch, Instant::now() + LOOK_EVERY).await?;
-        complete_since = watch.is_complete().then(|| complete_since.unwrap_or_else(Instant::now));
+        complete_since = watch.verdict.problems().is_empty().then(|| complete_since.unwrap_or_else(Instant::now));
         if complete_since.is_some_and(|since| since.elapsed() >= SETTLED_FOR) {
             break;
         }

@@ -4,6 +4,7 @@
 mod crash;
 mod faults;
 mod front;
+mod metrics;
 mod operator;
 mod refusals;
 mod resharding;

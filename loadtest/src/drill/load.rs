@@ -27,8 +27,10 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// One event in so many is sent twice at all times: producers retry.
 const RETRIED_EVERY: u64 = 20;
 const TENANTS: u64 = 20;
-/// As random text it does not fit into a message of SQS (256 KiB), and it fits into a record of Kinesis (1 MiB).
-const LARGE_BYTES: usize = 450_000;
+/// As random text it does not fit into [`SMALL_MESSAGE_BYTES`], compressed or not.
+const LARGE_BYTES: usize = 100_000;
+/// The size of a message of a queue for which some events are too large.
+pub const SMALL_MESSAGE_BYTES: usize = 64 << 10;
 
 /// What is emitted.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -189,7 +191,7 @@ mod tests {
         assert_eq!((lack_meter(&sound), sound.iter().filter(is_poison).count()), (0, 0));
         let malformed = made(Mix { malformed_every: 10, is_large: true, ..Mix::default() });
         assert_eq!((lack_meter(&malformed), malformed.iter().filter(is_poison).count()), (10, 0));
-        assert!(malformed[9].to_string().len() > 512 << 10 && malformed[9].to_string().len() < 1 << 20);
+        assert!(LARGE_BYTES > SMALL_MESSAGE_BYTES && malformed[9].to_string().len() > LARGE_BYTES);
         let poison = made(Mix { poison_every: 50, ..Mix::default() });
         assert_eq!((lack_meter(&poison), poison.iter().filter(is_poison).count()), (0, 2));
     }

@@ -10,6 +10,7 @@ use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -21,6 +22,8 @@ use super::rescale;
 
 /// The hidden subcommand that becomes Prometheus.
 pub const SUBCOMMAND: &str = "prometheus";
+const CONFIGURATION: &str = "prometheus.json";
+const LOG: &str = "prometheus.log";
 /// A port that was free a moment ago may be taken.
 const START_ATTEMPTS: usize = 5;
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -44,7 +47,17 @@ pub struct Prometheus {
     child: Child,
     base: String,
     http: reqwest::Client,
-    log: PathBuf,
+    dir: PathBuf,
+    targets: Vec<Target>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Rule {
+    name: String,
+    health: String,
+    #[serde(default)]
+    last_error: String,
 }
 
 /// One alert as Prometheus holds it.
@@ -93,28 +106,21 @@ pub fn program(given: Option<&Path>) -> PathBuf {
 }
 
 impl Prometheus {
-    /// Starts one that keeps its files in `dir`, scrapes and evaluates every second, and follows the rules of `rules`
-    /// with all durations divided by `factor`.
+    /// Starts one that keeps its files in `dir`, and waits until it has scraped every target.
     ///
     /// # Errors
-    /// When the program is not there, or refuses rules or configuration: what it said.
-    pub async fn start(
-        program: &Path,
-        dir: &Path,
-        rules: &Path,
-        factor: u64,
-        targets: &[Target],
-    ) -> anyhow::Result<Self> {
-        let config = dir.join("prometheus.json");
-        std::fs::write(&config, configuration(&scaled_rules(rules, dir, factor)?, targets).to_string())?;
-        let log = dir.join("prometheus.log");
+    /// When the program is not there, does not start, or does not reach a target: what it said.
+    pub async fn start(program: &Path, dir: &Path, targets: Vec<Target>) -> anyhow::Result<Self> {
+        let log = dir.join(LOG);
+        std::fs::write(dir.join(CONFIGURATION), configuration(&[], &targets).to_string())?;
         let http = reqwest::Client::builder().no_proxy().timeout(REQUEST_TIMEOUT).build()?;
         for _ in 0..START_ATTEMPTS {
             let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?.local_addr()?;
-            let child = spawn(program, dir, &config, address, &log)?;
-            let mut prometheus =
-                Self { child, base: format!("http://{address}"), http: http.clone(), log: log.clone() };
-            match prometheus.wait_until_ready().await {
+            let child = spawn(program, dir, address, &log)?;
+            let base = format!("http://{address}");
+            let (dir, targets) = (dir.to_owned(), targets.clone());
+            let mut prometheus = Self { child, base, http: http.clone(), dir, targets };
+            match prometheus.wait_for_targets().await {
                 Ok(()) => return Ok(prometheus),
                 Err(_) if prometheus.log_tail().contains("address already in use") => {}
                 Err(error) => {
@@ -125,17 +131,37 @@ impl Prometheus {
         bail!("no free port for Prometheus")
     }
 
-    async fn wait_until_ready(&mut self) -> anyhow::Result<()> {
+    async fn wait_for_targets(&mut self) -> anyhow::Result<()> {
         let deadline = Instant::now() + START_TIMEOUT;
         loop {
             self.check()?;
-            let answer = self.http.get(format!("{}/-/ready", self.base)).send().await;
-            if answer.is_ok_and(|answer| answer.status().is_success()) {
+            let up = self.query("up == 1").await.map(|series| series.len()).unwrap_or_default();
+            if up == self.targets.len() {
                 return Ok(());
             }
-            ensure!(Instant::now() < deadline, "Prometheus is not ready after {START_TIMEOUT:?}");
+            let all = self.targets.len();
+            ensure!(Instant::now() < deadline, "Prometheus reaches {up} of {all} targets after {START_TIMEOUT:?}");
             sleep(POLL).await;
         }
+    }
+
+    /// Begins to evaluate the rules of a directory, with all durations divided by `factor`: now, and not from the start,
+    /// when it knows of no target yet and nobody would be paged in a world that runs at its usual speed.
+    ///
+    /// # Errors
+    /// When it refuses them: what it said.
+    pub async fn follow(&mut self, rules: &Path, factor: u64) -> anyhow::Result<()> {
+        let rules = scaled_rules(rules, &self.dir, factor)?;
+        std::fs::write(self.dir.join(CONFIGURATION), configuration(&rules, &self.targets).to_string())?;
+        let pid = self.child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())).context("Prometheus has no pid")?;
+        kill_process(pid, Signal::HUP).context("SIGHUP cannot be sent to Prometheus")?;
+        let deadline = Instant::now() + START_TIMEOUT;
+        while self.rules().await?.is_empty() {
+            self.check()?;
+            ensure!(Instant::now() < deadline, "Prometheus does not take the rules:\n{}", self.log_tail());
+            sleep(POLL).await;
+        }
+        Ok(())
     }
 
     /// # Errors
@@ -156,7 +182,7 @@ impl Prometheus {
     /// What it logged last.
     #[must_use]
     pub fn log_tail(&self) -> String {
-        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let log = std::fs::read_to_string(self.dir.join(LOG)).unwrap_or_default();
         let lines: Vec<_> = log.lines().collect();
         lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
     }
@@ -204,6 +230,11 @@ impl Prometheus {
     /// # Errors
     /// When it does not answer.
     pub async fn broken_rules(&self) -> anyhow::Result<Vec<String>> {
+        let broken = self.rules().await?.into_iter().filter(|rule| rule.health != "ok");
+        Ok(broken.map(|rule| format!("rule {} is {}: {}", rule.name, rule.health, rule.last_error)).collect())
+    }
+
+    async fn rules(&self) -> anyhow::Result<Vec<Rule>> {
         #[derive(Deserialize)]
         struct Groups {
             groups: Vec<Group>,
@@ -212,19 +243,8 @@ impl Prometheus {
         struct Group {
             rules: Vec<Rule>,
         }
-        #[derive(Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Rule {
-            name: String,
-            health: String,
-            #[serde(default)]
-            last_error: String,
-        }
         let groups = self.ask::<Groups>("rules", &[]).await?.groups;
-        let rules: Vec<_> = groups.into_iter().flat_map(|group| group.rules).collect();
-        ensure!(!rules.is_empty(), "Prometheus has no rules");
-        let broken = rules.into_iter().filter(|rule| rule.health != "ok");
-        Ok(broken.map(|rule| format!("rule {} is {}: {}", rule.name, rule.health, rule.last_error)).collect())
+        Ok(groups.into_iter().flat_map(|group| group.rules).collect())
     }
 
     async fn ask<T: DeserializeOwned>(&self, path: &str, parameters: &[(&str, &str)]) -> anyhow::Result<T> {
@@ -288,11 +308,11 @@ fn configuration(rules: &[PathBuf], targets: &[Target]) -> serde_json::Value {
     })
 }
 
-fn spawn(program: &Path, dir: &Path, config: &Path, address: SocketAddr, log: &Path) -> anyhow::Result<Child> {
+fn spawn(program: &Path, dir: &Path, address: SocketAddr, log: &Path) -> anyhow::Result<Child> {
     let log = File::options().create(true).append(true).open(log)?;
     Command::new(std::env::current_exe().context("this program does not know where it is")?)
         .args([OsString::from(SUBCOMMAND), program.into()])
-        .arg(format!("--config.file={}", config.display()))
+        .arg(format!("--config.file={}", dir.join(CONFIGURATION).display()))
         .arg(format!("--storage.tsdb.path={}", dir.join("prometheus").display()))
         .arg(format!("--web.listen-address={address}"))
         .args(["--log.level=warn", "--query.lookback-delta=10s"])
@@ -308,7 +328,7 @@ fn spawn(program: &Path, dir: &Path, config: &Path, address: SocketAddr, log: &P
 /// The hidden subcommand: becomes the program, which ends with our parent however that ends.
 pub fn child_main(command: &[OsString]) -> ExitCode {
     #[cfg(target_os = "linux")]
-    if let Err(error) = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)) {
+    if let Err(error) = rustix::process::set_parent_process_death_signal(Some(Signal::KILL)) {
         eprintln!("Prometheus may outlive its parent: {error}");
     }
     let [program, arguments @ ..] = command else { return ExitCode::FAILURE };

@@ -52,6 +52,14 @@ pub enum Fault {
     KillControlApi,
 }
 
+impl Fault {
+    /// Whether every process goes on answering.
+    #[must_use]
+    pub fn leaves_all_running(&self) -> bool {
+        matches!(self, Self::None | Self::Amberflo(_) | Self::Events(_))
+    }
+}
+
 /// Longer than events may take by the service level (60 s), which no drill can make pass faster.
 const LONG_OUTAGE: Duration = Duration::from_secs(75);
 
@@ -89,8 +97,8 @@ pub fn all() -> Vec<Scenario> {
         Scenario {
             name: "throttled",
             cause: Some("amberflo-throttles"),
-            injected: "Amberflo answers 429 to most requests",
-            fault: amberflo(Faults { throttle: Trigger::rate(0.7), ..Faults::default() }),
+            injected: "Amberflo answers 429 to every third request",
+            fault: amberflo(Faults { throttle: Trigger::rate(0.3), ..Faults::default() }),
             alerts: &["MeteringThrottled/ticket"],
             ..local.clone()
         },

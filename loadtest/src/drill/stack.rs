@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use amberflo_sandbox::{Faults, Sandbox, SandboxConfig};
 use anyhow::Context as _;
+use aws_sdk_sqs::types::QueueAttributeName;
 use emulators::{Kinesis, Moto};
 use reqwest::header::CONTENT_TYPE;
 use rustix::process::Signal;
@@ -15,7 +16,7 @@ use tokio::net::TcpListener;
 use tokio::time::interval;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::load::{LocalBus, Mix, Plane};
+use super::load::{LocalBus, Mix, Plane, SMALL_MESSAGE_BYTES};
 use super::prometheus::Target;
 use super::scenarios::{Fault, Scenario, with_poison};
 use crate::generator::METERS;
@@ -178,6 +179,9 @@ async fn on_kinesis(
 ) -> anyhow::Result<(Vec<ServiceProcess>, Plane)> {
     let stream = emulators::Stream::create(&aws.kinesis.url, name, SHARDS).await;
     let queue = emulators::create_queue(&aws.moto.url, name).await;
+    let sqs = aws_sdk_sqs::Client::new(&emulators::configuration(&aws.moto.url));
+    let small = sqs.set_queue_attributes().queue_url(&queue);
+    small.attributes(QueueAttributeName::MaximumMessageSize, SMALL_MESSAGE_BYTES.to_string()).send().await?;
     let mut workers = Vec::new();
     for worker in ["worker-1", "worker-2"] {
         let mut settings = ServiceSettings { dir: settings.dir.join(worker), ..settings.clone() };

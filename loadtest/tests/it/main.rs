@@ -3,7 +3,11 @@
 
 mod demo;
 mod dev;
+mod document;
+mod drill;
 mod end_to_end;
 mod harness;
 mod metrics;
 mod readme;
+mod runbook;
+mod shell;

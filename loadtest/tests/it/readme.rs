@@ -1,6 +1,5 @@
 //! The commands of the READMEs do what their text says, pasted in order.
 
-mod document;
 mod original_plugin;
 mod terminal;
 
@@ -8,9 +7,10 @@ use emulators::skip;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
+use crate::document::{Block, blocks};
 use crate::harness::{Dev, PATIENCE, eventually, loadtest};
-use document::{Block, blocks};
-use terminal::{Terminal, tools};
+use crate::shell::tools;
+use terminal::Terminal;
 
 const README: &str = include_str!("../../../README.md");
 const CONTROL_API: &str = include_str!("../../../control-api/README.md");
@@ -56,14 +56,15 @@ async fn emitting_events(dev: &Dev) {
         let answer = terminal.answer(&aws_cli.text).await;
         assert_eq!(answer["FailedEntryCount"], 0, "{answer}");
         is_billed("order-16", json!({"region": "eu"}), &mut terminal).await;
-        std::fs::write(terminal.home.path().join("emit.py"), &python.text).unwrap();
+        std::fs::write(terminal.shell.home.path().join("emit.py"), &python.text).unwrap();
         terminal.paste("python emit.py").await;
         is_billed("python-1", json!({"region": "eu"}), &mut terminal).await;
         expected += 6.0;
     }
     if is_installed("js/installed-lock.json") && has_node().await {
-        std::os::unix::fs::symlink(tools().join("js/node_modules"), terminal.home.path().join("node_modules")).unwrap();
-        std::fs::write(terminal.home.path().join("emit.mjs"), &node.text).unwrap();
+        std::os::unix::fs::symlink(tools().join("js/node_modules"), terminal.shell.home.path().join("node_modules"))
+            .unwrap();
+        std::fs::write(terminal.shell.home.path().join("emit.mjs"), &node.text).unwrap();
         terminal.paste("node emit.mjs").await;
         is_billed("node-1", json!({"region": "eu"}), &mut terminal).await;
         expected += 3.0;

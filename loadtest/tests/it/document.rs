@@ -6,6 +6,8 @@ pub struct Block {
     /// The second-level heading above it; empty before the first.
     pub section: String,
     pub language: String,
+    /// What its info string says after the language.
+    pub mark: String,
     pub text: String,
 }
 
@@ -33,8 +35,9 @@ pub fn blocks(document: &str) -> Vec<Block> {
         let trimmed = line.trim_start();
         match (open.take(), trimmed.strip_prefix("```")) {
             (None, Some(info)) => {
-                let language = info.split(',').next().unwrap_or_default().to_owned();
-                let block = Block { section: section.clone(), language, text: String::new() };
+                let (language, mark) = info.split_once([',', ' ']).unwrap_or((info, ""));
+                let (language, mark) = (language.to_owned(), mark.to_owned());
+                let block = Block { section: section.clone(), language, mark, text: String::new() };
                 open = Some((line.len() - trimmed.len(), block));
             }
             (None, None) => {
@@ -57,13 +60,17 @@ pub fn blocks(document: &str) -> Vec<Block> {
 
 #[test]
 fn blocks_lose_their_list_and_keep_their_own_indentation() {
-    let document = "```text\n## no heading\n```\n## One\n1. First:\n\n   ```sh\n   a 'b\n     c'\n\n   ```\n\n```rust,no_run\n  d\n```\n";
-    let block = |section: &str, language: &str, text: &str| Block {
+    let document = "```text\n## no heading\n```\n## One\n1. First:\n\n   ```sh aws-only\n   a 'b\n     c'\n\n   ```\n\n```rust,no_run\n  d\n```\n";
+    let block = |section: &str, language: &str, mark: &str, text: &str| Block {
         section: section.to_owned(),
         language: language.to_owned(),
+        mark: mark.to_owned(),
         text: text.to_owned(),
     };
-    let expected =
-        [block("", "text", "## no heading\n"), block("One", "sh", "a 'b\n  c'\n\n"), block("One", "rust", "  d\n")];
+    let expected = [
+        block("", "text", "", "## no heading\n"),
+        block("One", "sh", "aws-only", "a 'b\n  c'\n\n"),
+        block("One", "rust", "no_run", "  d\n"),
+    ];
     assert_eq!(blocks(document), expected);
 }
