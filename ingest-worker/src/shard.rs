@@ -357,6 +357,8 @@ impl Path {
         let lag = Duration::from_millis(self.millis_behind_latest.try_into().unwrap_or_default()).max(age);
         metrics::gauge!("ingest_shard_lag_seconds", "shard" => shard).set(lag.as_secs_f64());
         metrics::gauge!("ingest_dedup_keys").set(self.shard.dedup_keys.used() as f64);
+        // Were it not touched for minutes it would be dropped, and begin at zero.
+        metrics::gauge!("ingest_in_flight_records").increment(0.0);
     }
 }
 
