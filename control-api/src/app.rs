@@ -165,6 +165,7 @@ async fn serve(settings: Settings, server: &ServerArgs, told: Vec<Setting>) -> a
         api = format!("http://{}", listener.local_addr()?),
         admin = format!("http://{}", admin_listener.local_addr()?),
         stream = %app.settings.backends.stream,
+        dead_letter_queue = app.settings.backends.dead_letter_queue,
         auth = ?app.settings.auth.auth,
         issuer = app.settings.auth.jwt_issuer,
         amberflo = app.settings.amberflo.amberflo_base_url,

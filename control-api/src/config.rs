@@ -34,7 +34,7 @@ pub struct ServerArgs {
     /// Where the API answers.
     #[arg(long, env, default_value = "127.0.0.1:8080", value_name = "ADDR:PORT", value_parser = address)]
     pub listen: SocketAddr,
-    /// Where /health, /ready and /metrics answer.
+    /// Where the status page, /health, /ready and /metrics answer.
     #[arg(long, env, default_value = "127.0.0.1:9465", value_name = "ADDR:PORT", value_parser = address)]
     pub admin_listen: SocketAddr,
     /// How long a drain may take after SIGTERM or SIGINT; a second signal ends the process at once.

@@ -24,5 +24,10 @@
 
   prometheusRules+:: std.parseYaml(replaced(importstr 'rules/recording.yaml')),
   prometheusAlerts+:: std.parseYaml(replaced(importstr 'rules/alerts.yaml')),
-  grafanaDashboards+:: {},
+  grafanaDashboards+:: {
+    'amberflo.json': import 'dashboards/amberflo.json',
+    'overview.json': import 'dashboards/overview.json',
+    'pipeline.json': import 'dashboards/pipeline.json',
+    'services.json': import 'dashboards/services.json',
+  },
 }

@@ -7,6 +7,7 @@ import { describe, test } from 'node:test';
 import { ALERTS } from '../observability/dashboards/src/alerts';
 import { dashboards } from '../observability/dashboards/src/generate';
 import { PACKAGE, skipUnless, temporaryDirectory } from './support';
+import { metrics, PROMTOOL } from './support-promql';
 
 const OBSERVABILITY = join(PACKAGE, 'observability');
 const DIRECTORY = join(OBSERVABILITY, 'dashboards');
@@ -15,8 +16,6 @@ const read = (...path: string[]) => readFileSync(join(OBSERVABILITY, ...path), '
 
 /** Durations and regular expressions that stand for what Grafana puts into a query. */
 const VARIABLES: Record<string, string> = { cluster: '.*', instance: '.*', job: '.*', __rate_interval: '5m', __range: '3h' };
-/** Words of PromQL that stand where a metric could. */
-const WORDS = new Set(['by', 'without', 'on', 'ignoring', 'group_left', 'group_right', 'and', 'or', 'unless', 'bool', 'offset']);
 
 interface Query {
   /** The dashboard and the panel, variable or annotation. */
@@ -157,11 +156,8 @@ test('the alerts of dashboards are those of the rules', () => {
   assert.deepEqual([...ALERTS].sort(), [...alerts].sort());
 });
 
-const promtool = [join(PACKAGE, '..', 'target', 'tools', 'prometheus', 'promtool'), ...(process.env.PATH ?? '').split(':').map((path) => join(path, 'promtool'))]
-  .find((path) => existsSync(path));
-
-describe('Prometheus reads', { skip: skipUnless(promtool !== undefined, 'infra: queries of dashboards', 'promtool is not installed') }, () => {
-  const check = (...args: string[]) => execFileSync(promtool!, ['check', ...args], { encoding: 'utf8', stdio: 'pipe' });
+describe('Prometheus reads', { skip: skipUnless(existsSync(PROMTOOL), 'infra: queries of dashboards', 'promtool is not installed: run infra/observability/setup.sh') }, () => {
+  const check = (...args: string[]) => execFileSync(PROMTOOL, ['check', ...args], { encoding: 'utf8', stdio: 'pipe' });
 
   test('every query', () => {
     const queries = [...targets, ...annotations];
@@ -179,14 +175,4 @@ describe('Prometheus reads', { skip: skipUnless(promtool !== undefined, 'infra: 
 
 function substituted(expr: string): string {
   return expr.replace(/\$(\w+)/g, (text, name) => VARIABLES[name] ?? text);
-}
-
-/** The metrics that a query names. */
-function metrics(expr: string): string[] {
-  const bare = expr
-    .replace(/"(\\.|[^"])*"/g, '""')
-    .replace(/\{[^}]*\}|\[[^\]]*\]|\$\w+/g, '')
-    .replace(/\b(by|without|on|ignoring|group_left|group_right) *\([^)]*\)/g, ' ');
-  const names = [...bare.matchAll(/(?<![\w.])([a-zA-Z_:][\w:]*)(?! *\()\b(?! *\()/g)].map(([name]) => name);
-  return names.filter((name) => !WORDS.has(name));
 }

@@ -115,6 +115,9 @@ async fn put(bus: &Bus, body: &[u8]) -> Result<PutEventsAnswer, Error> {
         .collect();
     // Nobody is told an id before its event is durable.
     bus.stream.publish(records).await?;
+    if let Some(over) = UNSTORED.over() {
+        tracing::info!(lasted = over.lasted.as_secs(), "events are stored again");
+    }
     Ok(PutEventsAnswer { failed_entry_count, entries })
 }
 

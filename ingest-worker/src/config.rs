@@ -103,7 +103,7 @@ pub struct Settings {
     /// How long a drain may take after SIGTERM or SIGINT; a second signal ends the process at once.
     #[arg(long, env, default_value = "25s", value_parser = duration, help_heading = "Operation")]
     pub shutdown_grace: Duration,
-    /// Where /health, /ready and /metrics answer.
+    /// Where the status page, /health, /ready and /metrics answer.
     #[arg(
         long,
         env,

@@ -21,7 +21,7 @@ pub fn batch(shard: &ShardContext, batch: &Batch, trigger: Trigger, waited: Dura
         "process",
         otel.name = format!("process {}", shard.stream_name),
         otel.kind = "consumer",
-        messaging.system = "aws.kinesis",
+        messaging.system = if shard.stream_name.starts_with("kinesis:") { "aws.kinesis" } else { "local" },
         messaging.operation.name = "process",
         messaging.operation.type = "process",
         messaging.client.id = shard.worker.0,

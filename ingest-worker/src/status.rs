@@ -63,9 +63,9 @@ fn report(common: &Common, samples: &Samples) -> Report {
         tables: vec![
             limits_table(common, &limits, samples),
             shards(&common.board.leases(), samples, common.clock),
+            latest_letters(&common.board),
             records(samples),
             letters_by_reason(samples),
-            latest_letters(&common.board),
             answers(samples),
         ],
     }
@@ -102,10 +102,14 @@ fn tiles(limits: &Observed, samples: &Samples) -> Vec<(&'static str, Cell)> {
 fn limits_table(common: &Common, limits: &Observed, samples: &Samples) -> Table {
     let (held, all) = limits.shards;
     let ago = |time: Duration| format!("{} ago", seconds(time.as_secs_f64()));
+    let sending = |text: &str| Cell {
+        text: text.to_owned(),
+        ..Cell::of("ingest_paused", samples.get("ingest_paused").unwrap_or_default(), count)
+    };
     let sending = match &limits.pause {
-        None => [Cell::text("open"), Cell::text(""), Cell::text("nothing: Amberflo accepts our requests")],
+        None => [sending("open"), Cell::text(""), Cell::text("Amberflo, which accepts our requests")],
         Some(pause) => [
-            Cell::text("paused").marked(true),
+            sending("paused").marked(true),
             Cell::text(""),
             Cell::text(format!(
                 "Amberflo's answer {}: {}. One batch tries again in {}",
@@ -125,7 +129,7 @@ fn limits_table(common: &Common, limits: &Observed, samples: &Samples) -> Table 
     };
     let rate = if limits.account_rate > 0.0 {
         [
-            Cell::text(decimal(limits.rate)),
+            Cell::of("ingest_rate_limit_requests_per_second", limits.rate, decimal),
             Cell::text(decimal(limits.account_rate)),
             Cell::text(format!("RATE_REQUESTS_PER_SECOND × {held} held of {all} shards")),
         ]
@@ -138,8 +142,8 @@ fn limits_table(common: &Common, limits: &Observed, samples: &Samples) -> Table 
             .marked(limits.concurrency < limits.max_in_flight),
         Cell::text(limits.max_in_flight.to_string()),
         Cell::text(match lowered {
-            None => "MAX_IN_FLIGHT; never lowered".to_owned(),
-            Some((ago, cut)) => format!("last lowered to {} {ago}, by {}", cut.to, cut.cause),
+            None => "MAX_IN_FLIGHT; not lowered since the start".to_owned(),
+            Some((ago, cut)) => format!("lowered {ago} to {}, after: {}", cut.to, cut.cause),
         }),
     ];
     let body = match common.body_limit.learnt() {
@@ -254,11 +258,8 @@ fn records(samples: &Samples) -> Table {
     let read = samples.get("ingest_records_read_total").unwrap_or_default();
     let outcomes = ["delivered", "duplicate", "dead_lettered", "released"];
     let outcomes = outcomes.map(|outcome| (outcome, samples.with(METRIC, "outcome", outcome)));
-    let ended: f64 = outcomes.iter().map(|(_, value)| value).sum();
-    let in_flight = match samples.get("ingest_in_flight_records") {
-        Some(value) => Cell::of("ingest_in_flight_records", value, count),
-        None => Cell::text(count(read - ended)),
-    };
+    let in_flight = samples.get("ingest_in_flight_records").unwrap_or_default();
+    let in_flight = Cell::of("ingest_in_flight_records", in_flight, count);
     let [delivered, duplicates, letters, released] =
         outcomes.map(|(outcome, value)| Cell::of(format!("{METRIC}{{outcome=\"{outcome}\"}}"), value, count));
     let row = |name: &str, cell, meaning: &str| vec![Cell::text(name), cell, Cell::text(meaning)];
@@ -306,7 +307,7 @@ fn latest_letters(board: &Board) -> Table {
     });
     Table {
         title: "Latest dead letters",
-        about: "Without payloads; `ingest-worker dead-letters list` prints them whole.".to_owned(),
+        about: "Without payloads; ingest-worker dead-letters list prints them whole.".to_owned(),
         columns: &["Time", "Reason", "Detail", "Shard", "Sequence number"],
         rows: rows.collect(),
         none: "None since the start.",

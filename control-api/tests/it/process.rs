@@ -1,5 +1,7 @@
 //! The program itself, as a child process.
 
+mod traces;
+
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Stdio;
@@ -205,6 +207,32 @@ async fn an_audit_line_holds_whatever_was_sent_and_a_mutation_that_is_cut_off_le
 }
 
 #[tokio::test]
+async fn its_status_page_has_the_numbers_of_its_metrics() {
+    let (dir, (_sandbox, amberflo)) = (TempDir::new().unwrap(), sandbox().await);
+    let mut process = Process::start(dir.path(), amberflo, &[("CORS_ORIGINS", "https://admin.example.com")]).await;
+    let client = client();
+    for _ in 0..3 {
+        client.get(format!("{}/meters/%3Cb%3E", process.api)).send().await.unwrap();
+    }
+    let text =
+        async |path: &str| client.get(format!("{}{path}", process.admin)).send().await.unwrap().text().await.unwrap();
+    let (page, metrics) = (text("/").await, text("/metrics").await);
+    let series = "control_api_requests_total{route=\"/meters/{meterId}\",method=\"GET\",status=\"404\"}";
+    let shown = format!("<data value=\"3\" title=\"{}\">3</data>", series.replace('"', "&quot;"));
+    assert!(page.contains(&shown), "{page}");
+    let same = |line: &&str| ["/meters/{meterId}", "\"GET\"", "404"].iter().all(|label| line.contains(label));
+    let line = metrics.lines().filter(|line| line.starts_with("control_api_requests_total")).find(same);
+    assert!(line.is_some_and(|line| line.ends_with(" 3")), "{metrics}");
+    for text in
+        ["control-api <span class=\"badge good\">ready", "https://admin.example.com", "(redacted)", "Time to answer"]
+    {
+        assert!(page.contains(text), "{text}: {page}");
+    }
+    assert!(!page.contains(KEY), "the API key is on the page");
+    assert_eq!(process.terminate().await, Some(0));
+}
+
+#[tokio::test]
 async fn it_is_ready_until_amberflo_refuses_the_key_and_while_it_drains_it_answers() {
     let (dir, (sandbox, amberflo)) = (TempDir::new().unwrap(), sandbox().await);
     let mut process = Process::start(dir.path(), amberflo, &[]).await;
@@ -217,6 +245,11 @@ async fn it_is_ready_until_amberflo_refuses_the_key_and_while_it_drains_it_answe
     sandbox.set_faults(refuse).unwrap();
     assert_eq!(meter().await, StatusCode::BAD_GATEWAY);
     assert_eq!(ready().await, StatusCode::SERVICE_UNAVAILABLE);
+    let text =
+        async |path: &str| client.get(format!("{}{path}", process.admin)).send().await.unwrap().text().await.unwrap();
+    let line = text("/ready").await;
+    assert!(line.starts_with("not ready: Amberflo refuses our API key since 20"), "{line}");
+    assert!(line.contains("401 Unauthorized") && line.lines().count() == 1 && !line.contains(KEY), "{line}");
     sandbox.set_faults(amberflo_sandbox::Faults::default()).unwrap();
     // Without a request: behind a load balancer none would come.
     let again = async {

@@ -80,7 +80,10 @@ impl Board {
     }
 
     pub(super) fn letters(&self) -> Vec<Letter> {
-        self.notes().letters.iter().cloned().collect()
+        let mut letters: Vec<Letter> = self.notes().letters.iter().cloned().collect();
+        // They are noted when they are stored, which batches are in any order.
+        letters.sort_by_key(|letter| std::cmp::Reverse(letter.at));
+        letters
     }
 
     fn notes(&self) -> MutexGuard<'_, Notes> {

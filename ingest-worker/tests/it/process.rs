@@ -1,12 +1,16 @@
 //! The program itself: the real binary as a child process, against a sandbox on a real socket.
 
+mod browser;
 mod configuration;
 mod crash;
 mod health;
 mod hostile;
+mod logs;
 mod metrics;
 pub mod redrive;
 mod service;
+mod status;
+mod traces;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -143,9 +147,13 @@ impl Site {
 
     /// Starts a worker and waits until it answers.
     pub async fn start_unready(&self) -> Process {
+        self.start_at(free_address().await, free_address().await).await
+    }
+
+    /// Starts a worker that listens there, and waits until it answers.
+    pub async fn start_at(&self, bus: SocketAddr, admin: SocketAddr) -> Process {
         self.starts.set(self.starts.get() + 1);
         let log = self.dir.path().join(format!("log-{}", self.starts.get()));
-        let (bus, admin) = (free_address().await, free_address().await);
         let child = self
             .command()
             .env("LISTEN", bus.to_string())

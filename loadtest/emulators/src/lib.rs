@@ -1,4 +1,4 @@
-//! Emulated AWS services for the tests: Kinesis by `kinesis-local`, the others by `moto`.
+//! Emulated AWS services for the tests: Kinesis by `kinesis-local`, the others by `moto`. And a [`collector`] of traces.
 //!
 //! `setup.sh` installs them under `target/tools`. Every emulator is a process of its own, listens on a loopback port
 //! that the system chose, keeps all in memory, and ends with the value that stands for it.
@@ -14,6 +14,7 @@
 //! ```
 
 mod canned;
+pub mod collector;
 mod fault;
 mod process;
 mod server;
@@ -33,6 +34,7 @@ use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 
 pub use canned::{CannedKinesis, CannedSettings, CannedShard};
+pub use collector::Collector;
 pub use fault::{Fault, THROUGHPUT_EXCEEDED};
 pub use services::{create_queue, put_secret, take_messages};
 pub use streams::Stream;

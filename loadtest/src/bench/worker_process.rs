@@ -103,8 +103,9 @@ fn start(directory: &Path, url: &str, settings: &[&str]) -> anyhow::Result<Child
         .args(["--stream", &stream, "--amberflo-base-url", url, "--amberflo-api-key", "sandbox-key"])
         .args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--log", "error"])
         .args(settings)
-        // Settings in our environment are not meant for it.
+        // Settings in our environment are not meant for it, but for those of traces: it is measured what they cost.
         .env_clear()
+        .envs(std::env::vars().filter(|(name, _)| name.starts_with("OTEL_")))
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .spawn()

@@ -38,6 +38,7 @@ impl fmt::Display for Guide<'_> {
              control API  http://{control_api}   what it can do: http://{control_api}/docs\n\
              event bus    http://{bus}   PutEvents, for any AWS SDK: AWS_ENDPOINT_URL_EVENTBRIDGE\n\
              Amberflo     http://{sandbox}   a stand-in; what it received: http://{sandbox}/sandbox/ledger\n\
+             status       http://{worker_admin}/ (worker), http://{control_api_admin}/ (control API): in a browser, how they do\n\
              metrics      http://{worker_admin}/metrics (worker), http://{control_api_admin}/metrics (control API)\n\
              stream       {directory} ({end})\n\
              logs         {worker_log}, {control_api_log} (warnings and errors also here)\n\

@@ -3,6 +3,7 @@
 mod aws_only;
 mod kinesis;
 mod local;
+mod names;
 mod site;
 
 use std::collections::BTreeSet;

@@ -1,6 +1,7 @@
 //! Log lines: their settings, their form, and what keeps repeats from flooding them.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
+use std::fmt::{self, Debug, Write as _};
 use std::io;
 use std::mem;
 use std::panic::PanicHookInfo;
@@ -11,10 +12,13 @@ use std::time::Duration;
 
 use opentelemetry_sdk::trace::SdkTracer;
 use tokio::time::Instant;
+use tracing::field::Field;
+use tracing_subscriber::field::MakeExt as _;
 use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt::format::{Writer, debug_fn};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, Layer as _, fmt};
+use tracing_subscriber::{EnvFilter, Layer as _};
 
 use super::{ConfigError, EXIT_CONFIGURATION, EXIT_FAILURE, is_configuration, traces};
 
@@ -55,9 +59,12 @@ pub fn init_logs(args: &LogArgs) -> Result<(), ConfigError> {
 /// As [`init_logs`]; spans of traces go to the tracer.
 pub(super) fn init(args: &LogArgs, tracer: Option<SdkTracer>) -> Result<(), ConfigError> {
     let filter = filter(args)?;
-    let lines = fmt::layer().with_writer(OneLine::stderr);
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
     let lines = match args.log_format {
-        LogFormat::Text => lines.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).boxed(),
+        LogFormat::Text => {
+            let fields = debug_fn(write_field).delimited(" ");
+            lines.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).fmt_fields(fields).boxed()
+        }
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
     let spans = tracer.map(|tracer| {
@@ -117,39 +124,32 @@ pub fn failed(program: &str, error: &anyhow::Error, logs: &LogArgs) -> ExitCode 
     code.into()
 }
 
-/// Writes every event as one line, whatever line breaks are in it: a name or an answer that somebody else has chosen
-/// cannot look like another line.
-struct OneLine<W>(W);
-
-impl OneLine<io::Stderr> {
-    fn stderr() -> Self {
-        Self(io::stderr())
+/// Writes a field, with every control character escaped: a name or an answer that somebody else has chosen cannot look
+/// like another line, or repaint a terminal.
+fn write_field(writer: &mut Writer<'_>, field: &Field, value: &dyn Debug) -> fmt::Result {
+    match field.name() {
+        "message" => {}
+        name if writer.has_ansi_escapes() => write!(writer, "\u{1b}[3m{name}\u{1b}[0m\u{1b}[2m=\u{1b}[0m")?,
+        name => write!(writer, "{name}=")?,
     }
+    write!(Escaping(writer), "{value:?}")
 }
 
-impl<W: io::Write> io::Write for OneLine<W> {
-    /// Takes one event, which `fmt` writes as a whole.
-    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
-        let text = event.strip_suffix(b"\n").unwrap_or(event);
-        if !text.iter().any(|byte| matches!(byte, b'\n' | b'\r')) {
-            self.0.write_all(event)?;
-            return Ok(event.len());
-        }
-        let mut line = Vec::with_capacity(event.len() + 16);
-        for byte in text {
-            match byte {
-                b'\n' => line.extend_from_slice(b"\\n"),
-                b'\r' => line.extend_from_slice(b"\\r"),
-                byte => line.push(*byte),
-            }
-        }
-        line.push(b'\n');
-        self.0.write_all(&line)?;
-        Ok(event.len())
-    }
+struct Escaping<W>(W);
 
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
+impl<W: fmt::Write> fmt::Write for Escaping<W> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let mut rest = text;
+        while let Some(at) = rest.find(char::is_control) {
+            let (before, control) = rest.split_at(at);
+            self.0.write_str(before)?;
+            let mut following = control.chars();
+            for escaped in following.next().into_iter().flat_map(char::escape_default) {
+                self.0.write_char(escaped)?;
+            }
+            rest = following.as_str();
+        }
+        self.0.write_str(rest)
     }
 }
 
@@ -229,7 +229,7 @@ impl Default for Trouble {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write as _;
+    use std::fmt::Write as _;
 
     use tokio::time::advance;
 
@@ -264,12 +264,34 @@ mod tests {
         assert_eq!(trouble.again(), Some(59), "nothing is left uncounted");
     }
 
+    /// Logs are the process's: this one is the child of the test below.
     #[test]
-    fn an_event_is_one_line() {
-        let mut out = OneLine(Vec::new());
-        for event in ["plain\n", "a\nb\r\nc\n", "without an end", "ü\n\n"] {
-            assert_eq!(out.write(event.as_bytes()).unwrap(), event.len());
-        }
-        assert_eq!(String::from_utf8(out.0).unwrap(), "plain\na\\nb\\r\\nc\nwithout an endü\\n\n");
+    #[ignore = "run by a_panic_is_a_line_of_the_log"]
+    fn child_that_panics() {
+        init_logs(&LogArgs { log: None, log_format: LogFormat::Json }).unwrap();
+        let failed_before = std::thread::spawn(|| panic!("first\nforged")).join();
+        assert!(failed_before.is_err());
+        tracing::info!("after it");
+    }
+
+    #[test]
+    fn a_panic_is_a_line_of_the_log() {
+        let name = "service::logs::tests::child_that_panics";
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        let output = child.args(["--ignored", "--exact", name]).env("RUST_BACKTRACE", "1").output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        let lines: Vec<serde_json::Value> = stderr.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let [panic, after] = &lines[..] else { panic!("{stderr}") };
+        assert_eq!((&panic["message"], &panic["panic"]), (&"panicked".into(), &"first\nforged".into()));
+        assert!(panic["location"].as_str().unwrap().contains("logs.rs:"), "{panic}");
+        assert!(panic["backtrace"].as_str().unwrap().contains("child_that_panics"), "{panic}");
+        assert_eq!(after["message"], "after it");
+    }
+
+    #[test]
+    fn a_value_is_one_line_and_paints_nothing() {
+        let mut line = String::new();
+        write!(Escaping(&mut line), "a\nb\r\tc \u{1b}[31m ü \u{85}\u{0}").unwrap();
+        assert_eq!(line, r"a\nb\r\tc \u{1b}[31m ü \u{85}\u{0}");
     }
 }

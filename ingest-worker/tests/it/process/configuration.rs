@@ -85,6 +85,7 @@ async fn a_bad_value_is_named_with_what_is_allowed() {
         ("AMBERFLO_INGEST_URL", "https://a b", "https://HOST"),
         ("LOG", "info,=,", "info"),
         ("LOG_FORMAT", "xml", "json"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "localhost:4318", "https://HOST"),
     ] {
         let line = refusal(dir.path(), &[(name, given)]).await;
         let flag = format!("--{}", name.to_lowercase().replace('_', "-"));
@@ -213,7 +214,11 @@ async fn a_second_worker_on_a_directory_is_turned_away() {
 #[tokio::test]
 async fn help_shows_every_setting_and_no_secret() {
     let dir = TempDir::new().unwrap();
-    let output = run(command(dir.path()).arg("--help").env("AMBERFLO_API_KEY", KEY)).await;
+    let output = run(command(dir.path())
+        .arg("--help")
+        .env("AMBERFLO_API_KEY", KEY)
+        .env("OTEL_EXPORTER_OTLP_HEADERS", format!("authorization={KEY}")))
+    .await;
     let help = text(&output.stdout);
     assert_eq!((output.status.code(), &*text(&output.stderr)), (Some(0), ""));
     assert!(!help.contains(KEY));
@@ -246,6 +251,12 @@ async fn help_shows_every_setting_and_no_secret() {
         "ADMIN_LISTEN",
         "LOG",
         "LOG_FORMAT",
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "OTEL_EXPORTER_OTLP_HEADERS",
+        "OTEL_TRACES_SAMPLER",
+        "OTEL_TRACES_SAMPLER_ARG",
+        "OTEL_SERVICE_NAME",
+        "OTEL_RESOURCE_ATTRIBUTES",
     ] {
         assert!(help.contains(&format!("[env: {name}")), "{name} is missing");
     }

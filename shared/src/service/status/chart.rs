@@ -40,7 +40,7 @@ pub fn draw(chart: &Chart, Curves(curves): &Curves) -> Markup {
             figcaption { (chart.title()) }
             .plot {
                 .ticks aria-hidden="true" {
-                    @for tick in scale.ticks.iter().rev() { span { (format(*tick)) } }
+                    @for tick in scale.ticks.iter().rev() { span { (scale.label(*tick, format)) } }
                 }
                 svg role="img" viewBox=(format!("0 0 {WIDTH} {HEIGHT}")) preserveAspectRatio="none" {
                     title { (summary(chart.title(), curves, format)) }
@@ -128,6 +128,11 @@ impl Scale {
         Self { ticks, is_logarithmic: true }
     }
 
+    /// Decades of seconds are not minutes.
+    fn label(&self, tick: f64, format: fn(f64) -> String) -> String {
+        if self.is_logarithmic && tick >= 60.0 { format!("{} s", text::count(tick)) } else { format(tick) }
+    }
+
     fn place(&self, value: f64) -> f64 {
         let (Some(low), Some(high)) = (self.ticks.first(), self.ticks.last()) else { return 0.0 };
         let place = if self.is_logarithmic {
@@ -155,6 +160,8 @@ mod tests {
         assert_eq!(hours.place(0.0), 0.0);
         assert!((hours.place(10.0) - 0.5).abs() < 1e-9);
         assert_eq!(Scale::logarithmic(0.0).ticks.len(), 3);
+        let labels: Vec<String> = hours.ticks.iter().map(|tick| hours.label(*tick, text::seconds)).collect();
+        assert_eq!(labels, ["10 ms", "100 ms", "1 s", "10 s", "100 s", "1,000 s", "10,000 s"]);
     }
 
     #[test]

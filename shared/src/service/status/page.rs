@@ -79,7 +79,7 @@ pub fn render(view: &View, assets: &Assets, now: &Now) -> Markup {
                     section.charts aria-label="The last 15 minutes" {
                         @for (chart, curves) in view.charts.iter().zip(&now.curves) { (chart::draw(chart, curves)) }
                     }
-                    @for (index, table) in now.report.tables.iter().enumerate() { (section(index, table)) }
+                    .tables { @for (index, table) in now.report.tables.iter().enumerate() { (section(index, table)) } }
                     (configuration(&view.settings))
                     p.foot { a href="/metrics" { "/metrics" } " has these numbers for Prometheus. " a href="/ready" { "/ready" } " and " a href="/health" { "/health" } " are for load balancers." }
                 }
@@ -114,7 +114,7 @@ fn section(index: usize, table: &Table) -> Markup {
     let others = &others[..others.len().min(MAX_ROWS)];
     let left_out = table.rows.len() - first.len() - others.len();
     html! {
-        section aria-labelledby=(format!("table-{index}")) {
+        section.wide[table.columns.len() > 3] aria-labelledby=(format!("table-{index}")) {
             h2 id=(format!("table-{index}")) { (table.title) }
             @if !table.about.is_empty() { p.about { (table.about) } }
             @if first.is_empty() { p.none { (table.none) } } @else { (rows(table, first)) }
@@ -152,6 +152,9 @@ fn shown(cell: &Cell) -> Markup {
         Some((end, _)) => format!("{}…", &cell.text[..end]),
         None => cell.text.clone(),
     };
+    if text.is_empty() {
+        return html! {};
+    }
     html! {
         span.mark[cell.needs_attention] {
             @if cell.needs_attention { span.sign title="needs attention" { "⚠\u{fe0e}" } " " }
@@ -181,7 +184,7 @@ fn configuration(settings: &[Setting]) -> Markup {
                                 th scope="row" { code { (setting.name) } }
                                 td data-column="Value" { @match &setting.value {
                                     Some(value) => code { (value) },
-                                    None => "none",
+                                    None => span.none { "none" },
                                 } }
                                 td data-column="Set by" { (match setting.source {
                                     SettingSource::Default => "default",

@@ -194,7 +194,8 @@ mod tests {
             assert!(error.contains(part) && !error.contains("s3cret"), "{error}");
         }
         for bad in ["-1", "2", "NaN", "half"] {
-            let error = resolve(&["--otel-traces-sampler", "traceidratio", "--otel-traces-sampler-arg", bad]);
+            let ratio = format!("--otel-traces-sampler-arg={bad}");
+            let error = resolve(&["--otel-traces-sampler=traceidratio", &ratio]);
             assert!(error.map(|_| ()).unwrap_err().to_string().contains("OTEL_TRACES_SAMPLER_ARG"));
         }
         let args = ["--otel-traces-sampler=parentbased_traceidratio", "--otel-traces-sampler-arg=0.25"];
