@@ -1,6 +1,6 @@
 //! The queries of the dashboards, run as Grafana would run them: an error or an empty answer is a broken panel.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,9 +12,6 @@ use super::rescale::promql;
 
 /// Between two points of a panel, and its `$__interval`.
 const STEP: Duration = Duration::from_secs(5);
-/// What a drill cannot fill, by the end of its name, each with the reason.
-const EMPTY: [(&str, &str); 1] = [("annotation Restarts", "two lives within 2 s: a service takes longer to start")];
-
 /// One query of a dashboard, its variables filled in.
 #[derive(Debug, PartialEq)]
 struct Query {
@@ -24,17 +21,23 @@ struct Query {
     text: String,
 }
 
-/// Runs every query of the dashboards in `dir` over `times` (seconds since 1970); answers what is wrong.
+/// What is wrong with the dashboards.
+#[derive(Debug, Default)]
+pub struct Findings {
+    /// How many queries were run.
+    pub queries: usize,
+    /// Those that are errors.
+    pub errors: Vec<String>,
+    /// Those whose answer has no value.
+    pub empty: Vec<String>,
+}
+
+/// Runs every query of the dashboards in `dir` over `times` (seconds since 1970).
 ///
 /// # Errors
 /// When there are no dashboards, or one cannot be read.
-pub async fn check(
-    dir: &Path,
-    prometheus: &Prometheus,
-    times: (f64, f64),
-    factor: u64,
-) -> anyhow::Result<(usize, Vec<String>)> {
-    let (mut count, mut problems, mut excused) = (0, Vec::new(), BTreeSet::new());
+pub async fn check(dir: &Path, prometheus: &Prometheus, times: (f64, f64), factor: u64) -> anyhow::Result<Findings> {
+    let mut findings = Findings::default();
     for entry in std::fs::read_dir(dir).with_context(|| format!("the dashboards in {}", dir.display()))? {
         let path = entry?.path();
         if path.extension().is_none_or(|extension| extension != "json") {
@@ -42,29 +45,26 @@ pub async fn check(
         }
         let dashboard: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
         let found = read(&dashboard, times, factor).with_context(|| path.display().to_string())?;
-        count += found.queries.len() + found.variables.len();
+        findings.queries += found.queries.len() + found.variables.len();
         for query in &found.queries {
-            let answer = prometheus.query_range(&promql(&query.text, factor), times, STEP).await;
-            let excuse = EMPTY.iter().find(|(name, _)| query.to_string().ends_with(name));
-            match (answer, excuse) {
-                (Err(error), _) => problems.push(format!("{query}: {error:#}: {}", query.text)),
-                (Ok(series), Some(excuse)) if is_empty(&series) => _ = excused.insert(excuse),
-                (Ok(series), None) if is_empty(&series) => problems.push(format!("{query} is empty: {}", query.text)),
-                (Ok(_), _) => {}
+            match prometheus.query_range(&promql(&query.text, factor), times, STEP).await {
+                Err(error) => findings.errors.push(format!("{query}: {error:#}: {}", query.text)),
+                Ok(series) if is_empty(&series) => findings.empty.push(format!("{query} is empty: {}", query.text)),
+                Ok(_) => {}
             }
         }
         for query in &found.variables {
-            if let Err(error) = options(prometheus, &query.text).await {
-                problems.push(format!("{query}: {error:#}: {}", query.text));
+            match options(prometheus, &query.text).await {
+                Err(error) => findings.errors.push(format!("{query}: {error:#}: {}", query.text)),
+                Ok(options) if options.is_empty() => {
+                    findings.empty.push(format!("{query} offers nothing: {}", query.text));
+                }
+                Ok(_) => {}
             }
         }
     }
-    ensure!(count > 0, "no dashboards in {}", dir.display());
-    let needless = EMPTY.iter().filter(|excuse| !excused.contains(excuse));
-    problems.extend(
-        needless.map(|(name, reason)| format!("{name} need not be excused ({reason}): it has data, or is gone")),
-    );
-    Ok((count, problems))
+    ensure!(findings.queries > 0, "no dashboards in {}", dir.display());
+    Ok(findings)
 }
 
 fn is_empty(series: &[Series]) -> bool {
@@ -72,15 +72,14 @@ fn is_empty(series: &[Series]) -> bool {
 }
 
 /// What a variable offers.
-async fn options(prometheus: &Prometheus, query: &str) -> anyhow::Result<()> {
+async fn options(prometheus: &Prometheus, query: &str) -> anyhow::Result<Vec<String>> {
     let arguments = query.strip_prefix("label_values(").and_then(|rest| rest.strip_suffix(')'));
     let arguments = arguments.context("not of the form label_values(...)")?;
     let (selector, label) = match arguments.rsplit_once(',') {
         Some((selector, label)) => (Some(selector.trim()), label.trim()),
         None => (None, arguments.trim()),
     };
-    ensure!(!prometheus.label_values(label, selector).await?.is_empty(), "no value");
-    Ok(())
+    prometheus.label_values(label, selector).await
 }
 
 #[derive(Debug, Default)]
