@@ -316,7 +316,9 @@ fn latest_letters(board: &Board) -> Table {
 
 fn answers(samples: &Samples) -> Table {
     const METRIC: &str = "amberflo_requests_total";
-    let rows = samples.series(METRIC).filter_map(|(labels, value)| {
+    let mut series: Vec<_> = samples.series(METRIC).collect();
+    series.sort_by_key(|(labels, _)| (labels.get("operation"), labels.get("outcome")));
+    let rows = series.into_iter().filter_map(|(labels, value)| {
         let (operation, outcome) = (labels.get("operation")?, labels.get("outcome")?);
         let metric = format!("{METRIC}{{operation=\"{operation}\",outcome=\"{outcome}\"}}");
         Some(vec![Cell::text(outcome), Cell::text(operation), Cell::of(metric, value, count)])

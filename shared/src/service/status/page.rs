@@ -20,6 +20,8 @@ const ROWS_AT_ONCE: usize = 12;
 /// More nobody reads.
 const MAX_ROWS: usize = 500;
 const MAX_CELL_CHARS: usize = 200;
+/// A number or a word or two, in bytes: not broken into lines.
+const SHORT: usize = 16;
 
 /// What every answer has in common.
 pub struct Assets {
@@ -156,7 +158,7 @@ fn shown(cell: &Cell) -> Markup {
         return html! {};
     }
     html! {
-        span.mark[cell.needs_attention] {
+        span.mark[cell.needs_attention].short[text.len() <= SHORT] {
             @if cell.needs_attention { span.sign title="needs attention" { "⚠\u{fe0e}" } " " }
             @match &cell.metric {
                 Some((metric, value)) => data value=(value) title=(metric) { (text) },
