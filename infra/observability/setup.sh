@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests of rules and dashboards need into target/tools: Prometheus with promtool, from Debian's package or
-# the PATH, and jsonnet from PyPI, because Debian's has a parseYaml that cannot read rules. Quick where they are installed already. Where an installation fails, the tests that
-# need it say so and are skipped; with CI=true that is an error.
+# the PATH, and jsonnet from PyPI, because Debian's has a parseYaml that cannot read rules. Quick where they are installed
+# already. Where an installation fails, the tests that need it say so and are skipped; with CI=true that is an error.
 set -uo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
