@@ -46,8 +46,8 @@ bugs=(
 
 bug_checkpoint_on_submit() { # instead of on settle
     plant ingest-worker/src/shard.rs \
-        'let batch = path.take_batch();' \
-        'let batch = path.take_batch();
+        'let (batch, trigger) = path.take_batch();' \
+        'let (batch, trigger) = path.take_batch();
                 if let Some((sequence_number, arrived_at)) = batch.last.clone() {
                     checkpoint.send_replace(Checkpoint::Settled { sequence_number, arrived_at });
                 }'
@@ -77,14 +77,15 @@ bug_envelope_time_in_the_fingerprint() { # a retried PutEvents has a new envelop
 }
 bug_dead_letter_after_the_checkpoint() { # stored in the background
     plant ingest-worker/src/submit.rs \
-        'store(&shard, &letters).await;' \
+        'store(&shard, &letters).instrument(spans::store(&letters)).await;' \
         'let (shard, letters) = (Arc::clone(&shard), letters.clone());
         tokio::spawn(async move { store(&shard, &letters).await });'
 }
 bug_isolation_drops_the_right_half() {
     plant ingest-worker/src/submit.rs \
-        'parcels.push_back(Parcel { suspicion, ..Parcel::new(right) });' \
-        'drop(right);'
+        'for half in [right, left] {' \
+        'drop(right);
+    for half in [left] {'
 }
 bug_no_dedup_rebuild() { # reads on behind the checkpoint with an empty window
     plant ingest-worker/src/shard.rs \
