@@ -372,7 +372,7 @@ impl WaitTime {
     }
 }
 
-/// The labels of what a request waits for, in the order of [`Limit`].
+/// The labels of what a request waits for, in the order of `Limit`.
 pub const LIMITS: [&str; 3] = ["requests", "retry_after", "concurrency"];
 
 /// What a request waits for.
