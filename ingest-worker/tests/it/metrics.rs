@@ -3,19 +3,14 @@
 use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use ingest_worker::limiter::{Limiter, Outcome};
 use ingest_worker::meters::MeterBudget;
-use shared::backend::local::LocalStore;
-use shared::backend::{
-    BackendError, Leases as _, NewRecord, Page, Position, Shard, ShardId, ShardReader, Stream, WorkerId,
-};
+use shared::backend::{Leases as _, WorkerId};
 use tokio::time::{sleep, timeout};
 
-use crate::harness::{Counters, MINUTE, Options, SECOND, Verdict, World, answer, usage};
+use crate::harness::{Counters, MINUTE, SECOND, Verdict, World, answer, usage};
 
 /// A world whose Amberflo takes a minute for an answer, and a worker that has this much in flight.
 const IN_FLIGHT: u64 = 200;
@@ -69,69 +64,6 @@ async fn what_a_worker_leaves_is_handed_back_and_read_again_by_the_next() {
     assert_eq!((counters.assert_balance(), counters.get("ingest_events_total")), (0, 2 * IN_FLIGHT));
     worker.drain().await;
     assert_eq!((counters.assert_balance(), counters.get("ingest_events_total")), (0, 2 * IN_FLIGHT));
-}
-
-/// A stream that fails while it is told to, as where a permission or a key is taken away.
-#[derive(Clone)]
-struct Unreadable {
-    store: LocalStore,
-    fails: Arc<AtomicBool>,
-}
-
-struct UnreadableReader {
-    inner: Box<dyn ShardReader>,
-    fails: Arc<AtomicBool>,
-}
-
-#[async_trait]
-impl Stream for Unreadable {
-    async fn shards(&self) -> Result<Vec<Shard>, BackendError> {
-        self.store.shards().await
-    }
-
-    async fn reader(&self, shard: &ShardId, from: Position) -> Result<Box<dyn ShardReader>, BackendError> {
-        let inner = self.store.reader(shard, from).await?;
-        Ok(Box::new(UnreadableReader { inner, fails: Arc::clone(&self.fails) }))
-    }
-
-    async fn publish(&self, records: Vec<NewRecord>) -> Result<(), BackendError> {
-        self.store.publish(records).await
-    }
-}
-
-#[async_trait]
-impl ShardReader for UnreadableReader {
-    async fn next(&mut self, max_bytes: usize) -> Result<Page, BackendError> {
-        if self.fails.load(Ordering::Relaxed) {
-            return Err(BackendError::Unavailable("access denied".to_owned()));
-        }
-        self.inner.next(max_bytes).await
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_stream_that_cannot_be_read_is_behind() {
-    let lag = |counters: &Counters| counters.gauge("ingest_shard_lag_seconds");
-    let counters = Counters::default();
-    let _recording = metrics::set_default_local_recorder(&counters);
-    let world = World::new(1);
-    let stream = Unreadable { store: world.store.clone(), fails: Arc::default() };
-    let options = Options { stream: Some(Arc::new(stream.clone())), ..Options::default() };
-    let worker = world.start_with(options).await;
-    for _ in 0..60 {
-        sleep(SECOND).await;
-        assert_eq!(lag(&counters), 0.0, "an idle shard is not behind");
-    }
-    stream.fails.store(true, Ordering::Relaxed);
-    sleep(5 * MINUTE).await;
-    assert!((290.0..=310.0).contains(&lag(&counters)), "{} s behind", lag(&counters));
-    sleep(5 * MINUTE).await;
-    assert!((590.0..=610.0).contains(&lag(&counters)), "{} s behind", lag(&counters));
-    stream.fails.store(false, Ordering::Relaxed);
-    // It tries again within 30 s.
-    sleep(MINUTE).await;
-    assert_eq!(lag(&counters), 0.0);
-    worker.drain().await;
 }
 
 #[tokio::test(start_paused = true)]
