@@ -173,19 +173,18 @@ mod tests {
     }
 
     /// A process that was stopped for longer than gauges live, for one.
-    #[test]
-    fn a_gauge_that_is_changed_by_steps_is_right_after_any_time() {
+    #[tokio::test]
+    async fn a_gauge_that_is_changed_by_steps_is_right_after_any_time() {
         let recorder = builder(Duration::from_millis(1)).unwrap().build_recorder();
         let metrics = Metrics { service: "test", stepped: &["in_flight"], registry: recorder.handle() };
-        metrics::with_local_recorder(&recorder, || {
-            metrics::gauge!("in_flight").increment(5.0);
-            metrics::gauge!("other").increment(5.0);
-            metrics.render();
-            std::thread::sleep(Duration::from_millis(20));
-            let text = metrics.render();
-            assert!(text.contains("in_flight 5\n") && !text.contains("other"), "{text}");
-            metrics::gauge!("in_flight").decrement(2.0);
-            assert!(metrics.render().contains("in_flight 3\n"));
-        });
+        let _recording = metrics::set_default_local_recorder(&recorder);
+        metrics::gauge!("in_flight").increment(5.0);
+        metrics::gauge!("other").increment(5.0);
+        let _ = metrics.render();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let text = metrics.render();
+        assert!(text.contains("in_flight 5\n") && !text.contains("other"), "{text}");
+        metrics::gauge!("in_flight").decrement(2.0);
+        assert!(metrics.render().contains("in_flight 3\n"));
     }
 }
