@@ -136,7 +136,7 @@ fn is_unavailable(error: &anyhow::Error) -> bool {
 async fn serve(settings: Settings, server: &ServerArgs, told: Vec<Setting>) -> anyhow::Result<ExitCode> {
     settings.check(Some(server.listen))?;
     let key = settings.amberflo.key()?;
-    let registry = service::init_metrics("control-api")?;
+    let registry = service::init_metrics("control-api", &[])?;
     surroundings::describe();
     let mut signals = service::signals()?;
 

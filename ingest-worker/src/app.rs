@@ -71,7 +71,7 @@ async fn run(settings: &Settings, told: Vec<Setting>) -> anyhow::Result<ExitCode
         settings.backends.queue()?;
     }
     let key = settings.amberflo.key()?;
-    let registry = service::init_metrics("ingest-worker")?;
+    let registry = service::init_metrics("ingest-worker", metrics::STEPPED)?;
     metrics::describe();
     let mut signals = service::signals()?;
 

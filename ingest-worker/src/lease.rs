@@ -121,12 +121,13 @@ impl Keeper {
         let checkpoint = self.checkpoint.borrow_and_update().clone();
         let wanted = Lease { checkpoint, ..self.lease.clone() };
         let deadline = *self.fence.borrow();
+        let mut has_failed = false;
         loop {
             let started = Instant::now();
             match timeout_at(deadline, self.leases.renew(&wanted)).await {
                 Ok(Ok(Some(row))) => {
                     count_checkpoint("ok");
-                    if let Some(over) = UNRENEWED.over() {
+                    if has_failed && let Some(over) = UNRENEWED.over() {
                         tracing::info!(shard = %row.shard, lasted = over.lasted.as_secs(), "leases are renewed again");
                     }
                     if let Some(worker) = &row.wanted_by
@@ -146,6 +147,7 @@ impl Keeper {
                 }
                 Ok(Err(error)) => {
                     count_checkpoint("error");
+                    has_failed = true;
                     if let Some(omitted) = UNRENEWED.again() {
                         let shard = &self.lease.shard;
                         tracing::warn!(%shard, %error, omitted, "the lease could not be renewed; trying again");

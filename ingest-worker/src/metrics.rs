@@ -13,6 +13,9 @@ use crate::batch::Trigger;
 use crate::context::Common;
 use crate::limiter::LIMITS;
 
+/// Gauges that are changed by steps.
+pub const STEPPED: &[&str] = &["ingest_in_flight_records"];
+
 /// How often the dead letters are counted.
 const DEPTH_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -128,7 +131,6 @@ pub fn observe(common: &Common) {
     common.limiter.set_gauges();
     common.meters.observe(common.clock.now());
     metrics::gauge!("ingest_dedup_keys").set(common.dedup_keys.used() as f64);
-    metrics::gauge!("ingest_in_flight_records").increment(0.0);
     if let Some(retention) = common.stream.retention() {
         metrics::gauge!("ingest_stream_retention_seconds").set(retention.as_secs_f64());
     }

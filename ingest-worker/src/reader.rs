@@ -105,7 +105,8 @@ impl Pages {
     #[must_use]
     pub fn start(stream: Arc<dyn Stream>, reading: Reading, buffer: Buffer) -> Self {
         let (sender, receiver) = mpsc::channel(1);
-        let reader = Reader { stream, buffer, pages: sender, backoff: Backoff::default(), is_at_tip: false };
+        let reader =
+            Reader { stream, buffer, pages: sender, backoff: Backoff::default(), is_failing: false, is_at_tip: false };
         let task = tokio::spawn(async move { reader.run(reading).await });
         Self { receiver, _task: Some(AbortOnDropHandle::new(task)) }
     }
@@ -132,6 +133,8 @@ struct Reader {
     buffer: Buffer,
     pages: mpsc::Sender<BufferedPage>,
     backoff: Backoff,
+    /// Its last read failed: what goes well elsewhere says nothing about this shard.
+    is_failing: bool,
     /// The last page was the newest there is: the next one will hardly be large.
     is_at_tip: bool,
 }
@@ -220,6 +223,7 @@ impl Reader {
     }
 
     async fn wait_after(&mut self, shard: &ShardId, error: &BackendError) {
+        self.is_failing = true;
         if let Some(omitted) = UNREAD.again() {
             tracing::warn!(%shard, %error, omitted, "the stream could not be read; trying again");
         }
@@ -257,7 +261,9 @@ impl Reader {
         let Some(mut memory) = self.buffer.reserve(page_bytes).await else { return Ok(None) };
         let page = reader.next(page_bytes).await?;
         self.backoff = Backoff::default();
-        if let Some(over) = UNREAD.over() {
+        if mem::take(&mut self.is_failing)
+            && let Some(over) = UNREAD.over()
+        {
             tracing::info!(%shard, lasted = over.lasted.as_secs(), "the stream can be read again");
         }
         self.is_at_tip = page.millis_behind_latest == 0;

@@ -33,6 +33,8 @@ use crate::submit::{Settled, settle};
 /// Arrival times are approximate on Kinesis: the rebuild of the dedup window reaches back this much further.
 pub const REBUILD_SLACK: Duration = Duration::from_secs(30);
 const TICK: Duration = Duration::from_secs(1);
+/// A reader that works has a page more often than this, be it an empty one: a throttled one waits for 9 s at most.
+const SILENCE: Duration = Duration::from_secs(10);
 
 /// Why a shard's task is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,6 +172,8 @@ struct Path {
     /// The shard's last page was taken.
     is_ended: bool,
     started: Instant,
+    /// When the last page came; at first, when reading began.
+    heard: Instant,
     millis_behind_latest: i64,
     /// The batches in flight, oldest first.
     submitted: VecDeque<Submitted>,
@@ -197,6 +201,7 @@ impl Path {
             is_rebuild_told: false,
             is_ended: false,
             started: Instant::now(),
+            heard: Instant::now(),
             millis_behind_latest: 0,
             submitted: VecDeque::new(),
             in_flight_shown: 0,
@@ -206,6 +211,7 @@ impl Path {
 
     fn take_page(&mut self, page: BufferedPage) {
         let BufferedPage { page, memory, is_of_ancestor } = page;
+        self.heard = Instant::now();
         if is_of_ancestor {
             for record in page.records {
                 if self.shard.lineage.hashes.contains(&hash(&record.partition_key)) {
@@ -354,11 +360,16 @@ impl Path {
         let oldest = self.submitted.front().map(|batch| batch.first_arrival).or_else(|| self.batcher.first_arrival());
         let age = oldest.map_or(Duration::ZERO, |arrival| self.shard.clock.since(arrival));
         metrics::gauge!("ingest_oldest_unsettled_seconds", "shard" => shard.clone()).set(age.as_secs_f64());
-        let lag = Duration::from_millis(self.millis_behind_latest.try_into().unwrap_or_default()).max(age);
-        metrics::gauge!("ingest_shard_lag_seconds", "shard" => shard).set(lag.as_secs_f64());
+        let behind = Duration::from_millis(self.millis_behind_latest.try_into().unwrap_or_default());
+        metrics::gauge!("ingest_shard_lag_seconds", "shard" => shard)
+            .set((behind + self.silence()).max(age).as_secs_f64());
         metrics::gauge!("ingest_dedup_keys").set(self.shard.dedup_keys.used() as f64);
-        // Were it not touched for minutes it would be dropped, and begin at zero.
-        metrics::gauge!("ingest_in_flight_records").increment(0.0);
+    }
+
+    /// How long the shard has not been read. What came since then is unknown: were it not counted as lag, a stream that
+    /// cannot be read would look like one that is idle.
+    fn silence(&self) -> Duration {
+        Some(self.heard.elapsed()).filter(|silence| *silence > SILENCE && !self.is_ended).unwrap_or_default()
     }
 }
 
@@ -367,7 +378,8 @@ impl Drop for Path {
     fn drop(&mut self) {
         self.shard.tell_of_all_letters();
         together(|| {
-            count("released", self.in_flight());
+            // As shown, not as counted: after a panic in the midst of a page the two differ, and that page was not read.
+            count("released", self.in_flight_shown);
             metrics::gauge!("ingest_in_flight_records").decrement(self.in_flight_shown as f64);
         });
         // Until they are no longer shown.

@@ -311,7 +311,9 @@ async fn store(shard: &ShardContext, letters: &[DeadLetter]) {
         }
         shard.waiting_for(sleep(backoff.next_delay())).await;
     }
-    if let Some(over) = UNSTORED.over() {
+    if attempts > 1
+        && let Some(over) = UNSTORED.over()
+    {
         tracing::info!(shard = %shard.id, lasted = over.lasted.as_secs(), "dead letters are stored again");
     }
     Span::current().record("metering.attempts", attempts);

@@ -36,7 +36,7 @@ pub struct HeldLease {
     pub fence: Fence,
 }
 
-/// What is shown of a dead letter: no more than the log does, so nothing of the payload but what the detail quotes.
+/// What is shown of a dead letter: nothing of the payload but what the detail quotes, which the log leaves out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Letter {
     pub at: UnixMillis,

@@ -3,7 +3,7 @@
 //! Every test looks at the ledger (what would be billed), the dead letters, and what was sent.
 
 mod isolation;
-mod lines;
+pub mod lines;
 mod pause;
 mod shutdown;
 mod waiting;

@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 use shared::amberflo::{Client, Transport, TransportError};
 use shared::api_key::{ApiKey, ApiKeys, Source};
 use shared::backend::local::{LocalOptions, LocalStore};
-use shared::backend::{Checkpoint, Leases as _, NewRecord, Position, Stream as _, WorkerId};
+use shared::backend::{Checkpoint, Leases as _, NewRecord, Position, Stream, WorkerId};
 use shared::clock::Clock;
 use shared::dead_letter::DeadLetter;
 use shared::event::EventRules;
@@ -56,12 +56,14 @@ pub struct Options {
     pub batch_max_events: usize,
     pub batch_linger: Duration,
     pub key: Source,
+    /// Instead of the world's store.
+    pub stream: Option<Arc<dyn Stream>>,
 }
 
 impl Default for Options {
     fn default() -> Self {
         let key = Source::Setting(ApiKey::new("sandbox-key").unwrap());
-        Self { batch_max_events: 1000, batch_linger: Duration::from_millis(100), key }
+        Self { batch_max_events: 1000, batch_linger: Duration::from_millis(100), key, stream: None }
     }
 }
 
@@ -95,7 +97,7 @@ impl World {
         Common {
             worker: WorkerId(format!("worker-{}", fastrand::u32(..))),
             stream_name: "test".to_owned(),
-            stream: Arc::new(self.store.clone()),
+            stream: options.stream.unwrap_or_else(|| Arc::new(self.store.clone())),
             dead_letters: Arc::new(self.store.clone()),
             client: Client::new(Box::new(self.wire.clone()), "http://amberflo", keys.subscribe(), self.clock),
             keys,

@@ -13,3 +13,4 @@ mod process;
 mod replay;
 mod simulation;
 mod traps;
+mod unreadable;

@@ -68,7 +68,7 @@ pub async fn run(payload: &Payload, rounds: usize) -> anyhow::Result<()> {
 
 /// A service counts into a registry, and that costs time too. One that is there already does as well.
 pub fn use_real_metrics() {
-    if let Ok(registry) = shared::service::init_metrics("loadtest-bench") {
+    if let Ok(registry) = shared::service::init_metrics("loadtest-bench", &[]) {
         tokio::spawn(shared::service::metrics_upkeep(registry));
     }
 }

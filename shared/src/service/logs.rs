@@ -26,6 +26,8 @@ use super::{ConfigError, EXIT_CONFIGURATION, EXIT_FAILURE, is_configuration, tra
 const AUDIT: &str = "audit=info";
 /// How often one trouble is told of while it lasts.
 const REPEAT_INTERVAL: Duration = Duration::from_secs(60);
+/// A trouble that has not shown itself for longer is another one when it does: whoever was to see its end may be gone.
+const FORGET_AFTER: Duration = Duration::from_secs(60 * 60);
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -155,7 +157,7 @@ impl<W: fmt::Write> fmt::Write for Escaping<W> {
 
 /// A trouble that repeats, such as an outage that every request meets: told of at once, then at most once a minute, and
 /// when it is over. One stands beside each line that may repeat, for the whole process: then a line is one, however many
-/// shards there are.
+/// shards there are. Its end is to be told by who met it: others may never have been in trouble.
 #[derive(Debug)]
 pub struct Trouble {
     /// Spares those that go well the lock.
@@ -166,6 +168,7 @@ pub struct Trouble {
 #[derive(Debug)]
 struct State {
     since: Option<Instant>,
+    shown_at: Option<Instant>,
     times: u64,
     is_told: bool,
     told_at: Option<Instant>,
@@ -185,7 +188,7 @@ impl Trouble {
     /// None so far.
     #[must_use]
     pub const fn new() -> Self {
-        let state = State { since: None, times: 0, is_told: false, told_at: None, omitted: 0 };
+        let state = State { since: None, shown_at: None, times: 0, is_told: false, told_at: None, omitted: 0 };
         Self { is_on: AtomicBool::new(false), state: Mutex::new(state) }
     }
 
@@ -194,6 +197,9 @@ impl Trouble {
         let now = Instant::now();
         let mut state = self.state();
         self.is_on.store(true, Ordering::Relaxed);
+        if state.shown_at.replace(now).is_some_and(|at| now.saturating_duration_since(at) > FORGET_AFTER) {
+            (state.since, state.times, state.is_told) = (None, 0, false);
+        }
         state.since.get_or_insert(now);
         state.times += 1;
         if state.told_at.is_some_and(|at| now.saturating_duration_since(at) < REPEAT_INTERVAL) {
@@ -262,6 +268,16 @@ mod tests {
         assert_eq!((begins, ends), (10, 10));
         advance(REPEAT_INTERVAL).await;
         assert_eq!(trouble.again(), Some(59), "nothing is left uncounted");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_trouble_whose_end_nobody_saw_does_not_last_for_ever() {
+        let trouble = Trouble::new();
+        trouble.again();
+        advance(24 * FORGET_AFTER).await;
+        assert_eq!(trouble.again(), Some(0));
+        advance(REPEAT_INTERVAL).await;
+        assert_eq!(trouble.over(), Some(Over { lasted: REPEAT_INTERVAL, times: 1 }));
     }
 
     /// Logs are the process's: this one is the child of the test below.

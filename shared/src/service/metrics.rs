@@ -52,15 +52,17 @@ pub fn together<T>(update: impl FnOnce() -> T) -> T {
 #[derive(Clone, Debug)]
 pub struct Metrics {
     service: &'static str,
+    stepped: &'static [&'static str],
     registry: PrometheusHandle,
 }
 
-/// Installs the process's metrics registry.
+/// Installs the process's metrics registry. `stepped` are gauges that are changed by steps: these stay, however long
+/// nobody touches them, because they would begin at zero again and be wrong for ever.
 ///
 /// # Errors
 /// When one is installed already.
-pub fn init_metrics(service: &'static str) -> anyhow::Result<Metrics> {
-    let metrics = Metrics { service, registry: builder(GAUGE_LIFETIME)?.install_recorder()? };
+pub fn init_metrics(service: &'static str, stepped: &'static [&'static str]) -> anyhow::Result<Metrics> {
+    let metrics = Metrics { service, stepped, registry: builder(GAUGE_LIFETIME)?.install_recorder()? };
     metrics_process::Collector::default().describe();
     describe_gauge!("build_info", "1, with the name and the version of the program as labels");
     describe_gauge!("tokio_workers", "Threads that run tasks");
@@ -96,6 +98,9 @@ impl Metrics {
 
     /// Sets what nobody else does.
     fn collect(&self) {
+        for name in self.stepped {
+            metrics::gauge!(*name).increment(0.0);
+        }
         metrics_process::Collector::default().collect();
         metrics::gauge!("build_info", "service" => self.service, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
         let Ok(runtime) = Handle::try_current().map(|handle| handle.metrics()) else { return };
@@ -165,5 +170,21 @@ mod tests {
         }
         metrics::with_local_recorder(&recorder, || metrics::gauge!("lag", "shard" => "gone").set(3.0));
         assert!(registry.render().contains("lag{shard=\"gone\"} 3\n"), "a shard that comes back is shown again");
+    }
+
+    /// A process that was stopped for longer than gauges live, for one.
+    #[tokio::test]
+    async fn a_gauge_that_is_changed_by_steps_is_right_after_any_time() {
+        let recorder = builder(Duration::from_millis(1)).unwrap().build_recorder();
+        let metrics = Metrics { service: "test", stepped: &["in_flight"], registry: recorder.handle() };
+        let _recording = metrics::set_default_local_recorder(&recorder);
+        metrics::gauge!("in_flight").increment(5.0);
+        metrics::gauge!("other").increment(5.0);
+        let _ = metrics.render();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let text = metrics.render();
+        assert!(text.contains("in_flight 5\n") && !text.contains("other"), "{text}");
+        metrics::gauge!("in_flight").decrement(2.0);
+        assert!(metrics.render().contains("in_flight 3\n"));
     }
 }

@@ -9,8 +9,9 @@ use tracing::Level;
 
 use crate::harness::{MINUTE, Options, World, usage};
 
+/// What is logged.
 #[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
+pub struct Lines(Arc<Mutex<Vec<u8>>>);
 
 impl io::Write for Lines {
     fn write(&mut self, text: &[u8]) -> io::Result<usize> {
@@ -23,7 +24,7 @@ impl io::Write for Lines {
 }
 
 impl Lines {
-    fn take(&self) -> Vec<String> {
+    pub fn take(&self) -> Vec<String> {
         let text = String::from_utf8(mem::take(&mut *self.0.lock().unwrap())).unwrap();
         text.lines().map(str::to_owned).collect()
     }
