@@ -19,6 +19,9 @@ pub const STEPPED: &[&str] = &["ingest_in_flight_records"];
 /// How often the dead letters are counted.
 const DEPTH_INTERVAL: Duration = Duration::from_secs(30);
 
+/// Counts tasks of shards that failed by an error of the program: what a loop of them leaves undelivered shows nowhere else.
+pub const SHARD_FAILURES: &str = "ingest_shard_failures_total";
+
 /// Describes all metrics, and lets them begin at zero: an alert cannot tell a metric that is not there from a worker
 /// that is not.
 ///
@@ -58,6 +61,10 @@ pub fn describe() {
         "ingest_trimmed_reads_total",
         "Reads that began later than asked, because the stream had forgotten what came before"
     );
+    describe_counter!(
+        SHARD_FAILURES,
+        "Tasks of shards that failed by an error of the program; another reads them again"
+    );
     describe_counter!("ingest_shards_gone_total", "Shards that the stream forgot before all of them was read");
     describe_counter!("ingest_limiter_wait_seconds_total", Unit::Seconds, "Time that requests waited, by limit");
     describe_gauge!("ingest_concurrency_limit", "Requests that may be in flight at present");
@@ -95,6 +102,7 @@ fn begin() {
         "ingest_dedup_rebuild_records_total",
         "ingest_trimmed_reads_total",
         "ingest_shards_gone_total",
+        SHARD_FAILURES,
         "amberflo_count_mismatches_total",
     ] {
         metrics::counter!(name).increment(0);

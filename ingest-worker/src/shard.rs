@@ -26,6 +26,7 @@ use tracing::Instrument as _;
 use crate::batch::{Batch, Batcher, Pushed, Trigger};
 use crate::context::ShardContext;
 use crate::dedup::{Seen, Window};
+use crate::metrics::SHARD_FAILURES;
 use crate::reader::{BufferedPage, Pages, Reading, Since};
 use crate::spans;
 use crate::submit::{Settled, settle};
@@ -89,6 +90,7 @@ pub async fn run_on(
                 Ok(settled) => path.settled(settled, checkpoint),
                 Err(error) => {
                     tracing::error!(shard = %shard.id, %error, "a submit failed: the shard is given up and read again");
+                    metrics::counter!(SHARD_FAILURES).increment(1);
                     break;
                 }
             },
@@ -113,6 +115,7 @@ pub async fn run_on(
                 Some(page) => path.take_page(page),
                 None => {
                     tracing::error!(shard = %shard.id, "the reader failed: the shard is given up and read again");
+                    metrics::counter!(SHARD_FAILURES).increment(1);
                     break;
                 }
             },

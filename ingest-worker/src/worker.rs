@@ -14,6 +14,7 @@ use crate::balance::{Balancer, Plan};
 use crate::context::{Common, ShardContext};
 use crate::lease::Keeper;
 use crate::lineage;
+use crate::metrics::SHARD_FAILURES;
 use crate::shard::{self, Outcome};
 use crate::status::HeldLease;
 
@@ -259,6 +260,7 @@ impl Worker {
             Ok((id, ())) => id,
             Err(error) => {
                 tracing::error!(%error, "a shard task failed; its lease will expire and be taken again");
+                metrics::counter!(SHARD_FAILURES).increment(1);
                 error.id()
             }
         };

@@ -15,17 +15,24 @@ use crate::harness::{Counters, MINUTE, Options, SECOND, World};
 struct Unreadable {
     store: LocalStore,
     shard: Arc<Mutex<Option<ShardId>>>,
+    /// Instead of an error.
+    panics: bool,
 }
 
 struct Reader {
     inner: Box<dyn ShardReader>,
     id: ShardId,
     unreadable: Arc<Mutex<Option<ShardId>>>,
+    panics: bool,
 }
 
 impl Unreadable {
     fn of(world: &World) -> (Self, Options) {
-        let stream = Self { store: world.store.clone(), shard: Arc::default() };
+        Self::with(world, false)
+    }
+
+    fn with(world: &World, panics: bool) -> (Self, Options) {
+        let stream = Self { store: world.store.clone(), shard: Arc::default(), panics };
         let options = Options { stream: Some(Arc::new(stream.clone())), ..Options::default() };
         (stream, options)
     }
@@ -49,7 +56,8 @@ impl Stream for Unreadable {
 
     async fn reader(&self, shard: &ShardId, from: Position) -> Result<Box<dyn ShardReader>, BackendError> {
         let inner = self.store.reader(shard, from).await?;
-        Ok(Box::new(Reader { inner, id: shard.clone(), unreadable: Arc::clone(&self.shard) }))
+        let (id, unreadable) = (shard.clone(), Arc::clone(&self.shard));
+        Ok(Box::new(Reader { inner, id, unreadable, panics: self.panics }))
     }
 
     async fn publish(&self, records: Vec<NewRecord>) -> Result<(), BackendError> {
@@ -61,6 +69,7 @@ impl Stream for Unreadable {
 impl ShardReader for Reader {
     async fn next(&mut self, max_bytes: usize) -> Result<Page, BackendError> {
         if self.unreadable.lock().unwrap().as_ref() == Some(&self.id) {
+            assert!(!self.panics, "planted");
             return Err(BackendError::Unavailable("access denied".to_owned()));
         }
         self.inner.next(max_bytes).await
@@ -88,6 +97,25 @@ async fn it_falls_behind() {
     // It tries again within 30 s.
     sleep(MINUTE).await;
     assert_eq!(lag(&counters), 0.0);
+    worker.drain().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_loop_of_panics_is_counted() {
+    let counters = Counters::default();
+    let _recording = metrics::set_default_local_recorder(&counters);
+    let world = World::new(2);
+    let (stream, options) = Unreadable::with(&world, true);
+    let worker = world.start_with(options).await;
+    sleep(MINUTE).await;
+    assert_eq!(counters.get("ingest_shard_failures_total"), 0);
+    stream.set_last_shard().await;
+    for _ in 0..3 {
+        let before = counters.get("ingest_shard_failures_total");
+        sleep(MINUTE).await;
+        assert!(counters.get("ingest_shard_failures_total") > before, "in every scrape there are more");
+    }
+    stream.mend();
     worker.drain().await;
 }
 

@@ -7,6 +7,7 @@ export const ALERTS = [
   'MeteringSendingPaused',
   'MeteringFlowImbalance',
   'MeteringShardsUnowned',
+  'MeteringCrashLoop',
   'MeteringRecordsLost',
   'MeteringDeadLetters',
   'MeteringLeasesUneven',

@@ -203,15 +203,16 @@ function deadLetters(dashboard: Dashboard): void {
       alerts: ['MeteringDeadLetters'],
     })
     .graph({
-      title: 'Only the stream has them, or nobody',
-      description: 'In the last interval. omitted: dead letters too large to be stored with their payload, to redrive before the stream forgets them. trimmed, gone: reads and shards that the stream had forgotten: lost. Good: none.',
+      title: 'What must not happen',
+      description: 'In the last interval. omitted: dead letters too large to be stored with their payload, to redrive before the stream forgets them. trimmed, gone: reads and shards that the stream had forgotten: lost. failed: tasks of shards that an error of the program ended. Good: none.',
       unit: 'short',
       width: 8,
       queries: {
         omitted: `sum(increase(ingest_dead_letters_omitted_total{${WORKER}}[$__rate_interval]))`,
         'trimmed reads': `sum(increase(ingest_trimmed_reads_total{${WORKER}}[$__rate_interval]))`,
         'shards gone': `sum(increase(ingest_shards_gone_total{${WORKER}}[$__rate_interval]))`,
+        'tasks failed': `sum(increase(ingest_shard_failures_total{${WORKER}}[$__rate_interval]))`,
       },
-      alerts: ['MeteringPayloadOmitted', 'MeteringRecordsLost'],
+      alerts: ['MeteringPayloadOmitted', 'MeteringRecordsLost', 'MeteringCrashLoop'],
     });
 }
