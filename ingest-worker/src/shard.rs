@@ -34,6 +34,9 @@ use crate::submit::{Settled, settle};
 pub const REBUILD_SLACK: Duration = Duration::from_secs(30);
 const TICK: Duration = Duration::from_secs(1);
 
+/// Without a page for longer than this the stream cannot be read, or not by us.
+const SILENCE: Duration = Duration::from_secs(10);
+
 /// Why a shard's task is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -171,6 +174,8 @@ struct Path {
     is_ended: bool,
     started: Instant,
     millis_behind_latest: i64,
+    /// When the last page came; also at the end of the stream one comes every second or two.
+    heard: Instant,
     /// The batches in flight, oldest first.
     submitted: VecDeque<Submitted>,
     /// This shard's part of `ingest_in_flight_records`.
@@ -198,6 +203,7 @@ impl Path {
             is_ended: false,
             started: Instant::now(),
             millis_behind_latest: 0,
+            heard: Instant::now(),
             submitted: VecDeque::new(),
             in_flight_shown: 0,
             shard,
@@ -206,6 +212,7 @@ impl Path {
 
     fn take_page(&mut self, page: BufferedPage) {
         let BufferedPage { page, memory, is_of_ancestor } = page;
+        self.heard = Instant::now();
         if is_of_ancestor {
             for record in page.records {
                 if self.shard.lineage.hashes.contains(&hash(&record.partition_key)) {
@@ -347,6 +354,14 @@ impl Path {
         self.in_flight_shown = in_flight;
     }
 
+    /// How far the reader lies behind. A stream that cannot be read says nothing, which is not that there is nothing: from
+    /// then on every second is one more.
+    fn behind(&self) -> Duration {
+        let silence = self.heard.elapsed();
+        let unheard = if self.is_ended || silence < SILENCE { Duration::ZERO } else { silence };
+        Duration::from_millis(self.millis_behind_latest.try_into().unwrap_or_default()) + unheard
+    }
+
     fn observe(&mut self) {
         self.shard.tell_of_letters();
         self.window.trim();
@@ -354,7 +369,7 @@ impl Path {
         let oldest = self.submitted.front().map(|batch| batch.first_arrival).or_else(|| self.batcher.first_arrival());
         let age = oldest.map_or(Duration::ZERO, |arrival| self.shard.clock.since(arrival));
         metrics::gauge!("ingest_oldest_unsettled_seconds", "shard" => shard.clone()).set(age.as_secs_f64());
-        let lag = Duration::from_millis(self.millis_behind_latest.try_into().unwrap_or_default()).max(age);
+        let lag = self.behind().max(age);
         metrics::gauge!("ingest_shard_lag_seconds", "shard" => shard).set(lag.as_secs_f64());
         metrics::gauge!("ingest_dedup_keys").set(self.shard.dedup_keys.used() as f64);
         // Were it not touched for minutes it would be dropped, and begin at zero.

@@ -3,14 +3,23 @@
 use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use async_trait::async_trait;
+use ingest_worker::context::Common;
 use ingest_worker::limiter::{Limiter, Outcome};
 use ingest_worker::meters::MeterBudget;
-use shared::backend::{Leases as _, WorkerId};
+use ingest_worker::worker::Worker;
+use shared::backend::local::LocalStore;
+use shared::backend::{
+    BackendError, Leases as _, NewRecord, Page, Position, Shard, ShardId, ShardReader, Stream, WorkerId,
+};
+use shared::service::Ready;
 use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
-use crate::harness::{Counters, MINUTE, SECOND, Verdict, World, answer, usage};
+use crate::harness::{Counters, MINUTE, Options, SECOND, Verdict, World, answer, usage};
 
 /// A world whose Amberflo takes a minute for an answer, and a worker that has this much in flight.
 const IN_FLIGHT: u64 = 200;
@@ -102,6 +111,76 @@ async fn a_pause_shows_at_once_and_ends() {
     world.wire.mend();
     world.settle_within(MINUTE).await;
     assert_eq!((counters.gauge("ingest_paused"), counters.gauge("ingest_ready")), (0.0, 1.0));
+}
+
+/// A stream of which nothing can be read while the flag is set: a permission, a key of KMS.
+struct Unreadable(LocalStore, Arc<AtomicBool>);
+
+#[async_trait]
+impl Stream for Unreadable {
+    async fn shards(&self) -> Result<Vec<Shard>, BackendError> {
+        self.0.shards().await
+    }
+
+    async fn reader(&self, shard: &ShardId, from: Position) -> Result<Box<dyn ShardReader>, BackendError> {
+        let reader = self.0.reader(shard, from).await?;
+        Ok(Box::new(UnreadableShard(reader, Arc::clone(&self.1))))
+    }
+
+    async fn publish(&self, records: Vec<NewRecord>) -> Result<(), BackendError> {
+        self.0.publish(records).await
+    }
+}
+
+struct UnreadableShard(Box<dyn ShardReader>, Arc<AtomicBool>);
+
+#[async_trait]
+impl ShardReader for UnreadableShard {
+    async fn next(&mut self, max_bytes: usize) -> Result<Page, BackendError> {
+        if self.1.load(Ordering::Relaxed) {
+            return Err(BackendError::Unavailable("AccessDeniedException".to_owned()));
+        }
+        self.0.next(max_bytes).await
+    }
+}
+
+/// Nothing of it is in flight, and the last that was heard is that there is nothing more: no other metric would tell.
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_cannot_be_read_is_lag() {
+    let counters = Counters::default();
+    let _recording = metrics::set_default_local_recorder(&counters);
+    let world = World::new(1);
+    let is_unreadable = Arc::new(AtomicBool::new(false));
+    let stream = Arc::new(Unreadable(world.store.clone(), Arc::clone(&is_unreadable)));
+    let common = Common { stream, ..world.common(Options::default()).await };
+    let worker = Worker {
+        common: Arc::new(common),
+        leases: Arc::new(world.store.clone()),
+        failover: 10 * SECOND,
+        initial_position: Position::TrimHorizon,
+        is_alone: false,
+        ready: Ready::default(),
+    };
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(worker.run(stop.clone()));
+    let lag = || counters.gauge("ingest_shard_lag_seconds");
+    put(&world).await;
+    world.settle_within(MINUTE).await;
+    sleep(10 * MINUTE).await;
+    assert_eq!(lag(), 0.0, "idle");
+
+    is_unreadable.store(true, Ordering::Relaxed);
+    sleep(5 * MINUTE).await;
+    assert!((295.0..=301.0).contains(&lag()), "{} s", lag());
+    assert_eq!(counters.gauge("ingest_ready"), 1.0);
+    sleep(60 * MINUTE).await;
+    assert!((3895.0..=3901.0).contains(&lag()), "{} s", lag());
+
+    is_unreadable.store(false, Ordering::Relaxed);
+    sleep(MINUTE).await;
+    assert_eq!(lag(), 0.0, "read again");
+    stop.cancel();
+    running.await.unwrap().unwrap();
 }
 
 #[tokio::test]
