@@ -12,6 +12,10 @@ use super::rescale::promql;
 
 /// Between two points of a panel, and its `$__interval`.
 const STEP: Duration = Duration::from_secs(5);
+/// Grafana's `$__rate_interval` is longer than a step by a scrape (of the drill's Prometheus: a second), or what happens
+/// between the last sample of one step and the first of the next would be in no rate.
+const RATE_INTERVAL: Duration = Duration::from_secs(6);
+
 /// One query of a dashboard, its variables filled in.
 #[derive(Debug, PartialEq)]
 struct Query {
@@ -129,7 +133,7 @@ fn values(templates: &[Value], times: (f64, f64), factor: u64) -> BTreeMap<Strin
     let range = (times.1 - times.0).ceil() as u64;
     let step = STEP.as_secs();
     // They are scaled together with the ranges written in the query.
-    let own = [("__rate_interval", step), ("__interval", step), ("__range", range)];
+    let own = [("__rate_interval", RATE_INTERVAL.as_secs()), ("__interval", step), ("__range", range)];
     let own = own.map(|(name, seconds)| (name, format!("{}s", seconds * factor)));
     let mut values: BTreeMap<_, _> = own.map(|(name, value)| (name.to_owned(), value)).into();
     for template in templates {
@@ -200,7 +204,7 @@ mod tests {
         let mut texts: Vec<_> = found.queries.iter().map(|query| (query.to_string(), query.text.as_str())).collect();
         texts.sort();
         let expected = [
-            ("Metering / A", r#"rate(x{cluster=~".*", y!~"b$", z="$1"}[300s])"#),
+            ("Metering / A", r#"rate(x{cluster=~".*", y!~"b$", z="$1"}[360s])"#),
             ("Metering / B", "avg_over_time(z[10m])"),
             ("Metering / annotation alerts", r#"ALERTS{cluster=~".*"}"#),
         ];

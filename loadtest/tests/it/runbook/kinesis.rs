@@ -121,6 +121,15 @@ impl Fleet {
         eventually(&format!("loads of {expected:?}"), async || (self.loads().await == expected).then_some(())).await;
     }
 
+    /// Waits until the rows say what is settled now, and both workers have had time to see that.
+    async fn until_rows_are_known(&mut self) {
+        let rows = self.site.leases().await;
+        let sum = |rows: &[Value]| rows.iter().map(|lease| lease["counter"].as_u64().unwrap()).sum::<u64>();
+        let open = rows.iter().filter(|lease| lease["checkpoint"] != "ended").count() as u64;
+        let renewed = sum(&rows) + 5 * open;
+        eventually("leases to be renewed", async || (sum(&self.site.leases().await) >= renewed).then_some(())).await;
+    }
+
     async fn delete_table(&mut self) {
         self.site.shell.paste(&format!("aws dynamodb delete-table --table-name {TABLE} >/dev/null")).await;
     }
@@ -202,7 +211,8 @@ async fn replay(fleet: &mut Fleet) {
 
 async fn recover_a_lost_lease_table(fleet: &mut Fleet) {
     let mut steps = Steps::of(LOST_TABLE, KINESIS);
-    let before = fleet.site.amberflo.ledger().absorbed_copies;
+    fleet.until_rows_are_known().await;
+    let (before, earlier) = (fleet.site.amberflo.ledger().absorbed_copies, fleet.ids.len() as u64);
     fleet.delete_table().await;
     fleet.site.shell.paste(r#"while curl -sf "$WORKER/ready"; do sleep 0.2; done"#).await;
     fleet.put(60).await;
@@ -210,7 +220,8 @@ async fn recover_a_lost_lease_table(fleet: &mut Fleet) {
     fleet.reconcile().await;
     fleet.until_loads([2, 2]).await;
     let absorbed = fleet.site.amberflo.ledger().absorbed_copies - before;
-    assert!(absorbed <= 60, "they remember where they were: {absorbed}");
+    // What they remember of each other is some seconds old, or more on a busy machine.
+    assert!(absorbed < earlier, "they remember where they were: {absorbed} of {earlier} were sent again");
     assert!(
         fleet.site.log("two").contains("made anew, with its last checkpoint")
             || fleet.site.log("one").contains("made anew")
