@@ -1,9 +1,12 @@
 //! The subcommands for operators: dead letters and leases.
 
+use std::fmt::Display;
+use std::io::{self, ErrorKind, Write as _};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use serde_json::json;
 use shared::backend::local::LocalStore;
 use shared::backend::{Checkpoint, DeadLetters, Lease, Leases, Position, ShardId};
@@ -33,7 +36,7 @@ pub async fn dead_letters(settings: &Settings, command: DeadLettersCommand) -> a
     let backends = open(settings).await?;
     let queue = backends.dead_letters(&settings.backends).await?;
     match command {
-        DeadLettersCommand::List => each(&backends, &*queue, |_| true, false).await?,
+        DeadLettersCommand::List => read_to_the_end(each(&backends, &*queue, |_| true, false).await)?,
         DeadLettersCommand::Delete { reason, before } => {
             let is_meant = |letter: &DeadLetter| {
                 reason.is_none_or(|reason| reason.as_str() == letter.reason)
@@ -43,7 +46,7 @@ pub async fn dead_letters(settings: &Settings, command: DeadLettersCommand) -> a
         }
         DeadLettersCommand::Redrive => {
             let report = redrive::all(&*queue, &*backends.stream, Clock::system().now()).await?;
-            println!("{}", serde_json::to_string(&report)?);
+            print(serde_json::to_string(&report)?)?;
             tell_of_hidden(&*queue, report.skipped).await?;
         }
     }
@@ -85,7 +88,7 @@ async fn each_local(store: &LocalStore, is_meant: impl Fn(&DeadLetter) -> bool, 
         after = *last;
         let meant: Vec<_> = page.into_iter().filter(|(_, letter)| is_meant(letter)).collect();
         for (_, letter) in &meant {
-            println!("{}", serde_json::to_string(letter)?);
+            print(serde_json::to_string(letter)?)?;
         }
         if delete {
             store.delete_dead_letters(meant.iter().map(|(id, _)| *id).collect()).await?;
@@ -111,6 +114,17 @@ async fn each_received(
     tell_of_hidden(queue, left).await
 }
 
+/// Prints a line. Where it cannot be written nothing may go on: letters are deleted because they were printed.
+fn print(line: impl Display) -> anyhow::Result<()> {
+    writeln!(io::stdout(), "{line}").context("standard output")
+}
+
+/// Whoever reads a list may stop early, as `head` does.
+fn read_to_the_end(printed: anyhow::Result<()>) -> anyhow::Result<()> {
+    let is_closed = |error: &io::Error| error.kind() == ErrorKind::BrokenPipe;
+    printed.or_else(|error| if error.downcast_ref().is_some_and(is_closed) { Ok(()) } else { Err(error) })
+}
+
 /// Answers how many letters were seen and not deleted.
 async fn each_scanned(
     scan: &mut Scan<'_>,
@@ -122,7 +136,7 @@ async fn each_scanned(
         left += letters.len() as u64;
         let meant: Vec<_> = letters.into_iter().filter(|received| is_meant(&received.letter)).collect();
         for received in &meant {
-            println!("{}", serde_json::to_string(&received.letter)?);
+            print(serde_json::to_string(&received.letter)?)?;
         }
         if delete {
             let receipts: Vec<String> = meant.into_iter().map(|received| received.receipt).collect();
@@ -167,9 +181,7 @@ pub async fn leases(settings: &Settings, command: LeasesCommand) -> anyhow::Resu
         }
     };
     rows.sort_by(|a, b| a.shard.cmp(&b.shard));
-    for row in rows {
-        println!("{}", describe(&row));
-    }
+    read_to_the_end(rows.iter().try_for_each(|row| print(describe(row))))?;
     Ok(ExitCode::SUCCESS)
 }
 

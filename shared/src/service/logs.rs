@@ -2,7 +2,7 @@
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt::{self, Debug, Write as _};
-use std::io;
+use std::io::{self, Write as _};
 use std::mem;
 use std::panic::PanicHookInfo;
 use std::process::ExitCode;
@@ -121,7 +121,8 @@ pub fn failed(program: &str, error: &anyhow::Error, logs: &LogArgs) -> ExitCode 
     if logs.log_format == LogFormat::Json && is_logging() {
         tracing::error!(program, error = text, exit_code = code, "ended");
     } else {
-        eprintln!("{program}: {text}");
+        // Where nobody reads it the exit code has to tell.
+        let _ = writeln!(io::stderr(), "{program}: {text}");
     }
     code.into()
 }

@@ -1,11 +1,16 @@
 //! Log lines: one each, JSON to the last, without payloads and without floods.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::process::Stdio;
 
 use amberflo_sandbox::{Faults, Trigger};
 use serde_json::{Value, json};
+use shared::backend::{NewRecord, Stream as _};
+use tokio::process::Command;
+use tokio::time::timeout;
 
-use super::{Amberflo, KEY, Process, Site, eventually, usages};
+use super::{Amberflo, KEY, PATIENCE, Process, Site, eventually, usages};
 
 /// The lines, each of which is a JSON object with what every line has.
 fn parsed(lines: &[String]) -> Vec<Value> {
@@ -116,6 +121,31 @@ async fn a_refused_key_is_told_of_once_however_many_batches_meet_it() {
     let lines = lines_of(&worker);
     assert_eq!(with_message(&lines, "Amberflo refuses us").len(), 1, "{lines:#?}");
     worker.drain().await;
+}
+
+/// Whoever collects the log has died, or its disk is full.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_cannot_be_written_stops_nothing_and_changes_no_exit_code() {
+    let amberflo = Amberflo::start().await;
+    for format in ["text", "json"] {
+        let site = Site::new(&amberflo).with("LOG_FORMAT", format).with("LOG", "debug");
+        let store = site.store();
+        let mut command = site.command();
+        command.env("LISTEN", "127.0.0.1:0").env("ADMIN_LISTEN", "127.0.0.1:0").stderr(Stdio::piped());
+        let mut worker = command.spawn().unwrap();
+        drop(worker.stderr.take());
+        let before = amberflo.sandbox.ledger().events;
+        let record = |detail: &Value| NewRecord { partition_key: "t".to_owned(), data: detail.to_string().into() };
+        store.publish(usages(before..before + 100).iter().map(record).collect()).await.unwrap();
+        amberflo.billed(before + 100).await;
+        let id = worker.id().unwrap().to_string();
+        assert!(Command::new("kill").args(["-TERM", &id]).status().await.unwrap().success());
+        assert_eq!(timeout(PATIENCE, worker.wait()).await.unwrap().unwrap().code(), Some(0), "{format}");
+
+        let full_disk = File::options().write(true).open("/dev/full").unwrap();
+        let mut refused = site.command().env("BATCH_LINGER", "2h").stderr(full_disk).spawn().unwrap();
+        assert_eq!(timeout(PATIENCE, refused.wait()).await.unwrap().unwrap().code(), Some(2), "{format}");
+    }
 }
 
 /// Names and answers are other people's: none of them can look like a line of its own.

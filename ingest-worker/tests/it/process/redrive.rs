@@ -1,6 +1,8 @@
 //! `ingest-worker dead-letters`: what lies there, and how it is sent again.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::process::Stdio;
 
 use amberflo_sandbox::{Faults, Poison, Trigger};
 use serde_json::{Value, json};
@@ -86,6 +88,33 @@ async fn what_amberflo_refused_is_listed_and_delivered_by_a_redrive() {
         let time = times.get(record.unique_id.as_deref().unwrap());
         assert!(time.is_none_or(|&time| *time == record.time_millis), "{record:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn letters_that_cannot_be_printed_are_not_deleted_and_a_list_may_be_cut_short() {
+    let amberflo = Amberflo::start().await;
+    let site = Site::new(&amberflo);
+    let worker = site.start().await;
+    let unreadable = |n: u32| NewRecord { partition_key: "t".to_owned(), data: format!("not json {n}").into() };
+    site.store().publish((0..300).map(unreadable).collect()).await.unwrap();
+    eventually("the dead letters", async || list(&site).await.len() == 300).await;
+
+    let mut delete = site.command();
+    delete.args(["dead-letters", "delete", "--reason", "not_json"]).stderr(Stdio::piped());
+    let full_disk = File::options().write(true).open("/dev/full").unwrap();
+    let output = delete.stdout(full_disk).spawn().unwrap().wait_with_output().await.unwrap();
+    let error = text(&output.stderr);
+    assert_eq!((output.status.code(), error.lines().count()), (Some(1), 1), "{error}");
+    assert!(error.contains("standard output") && error.contains("No space left"), "{error}");
+    assert_eq!(list(&site).await.len(), 300);
+
+    let mut head = site.command();
+    head.args(["dead-letters", "list"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut head = head.spawn().unwrap();
+    drop(head.stdout.take());
+    let output = head.wait_with_output().await.unwrap();
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()));
+    worker.drain().await;
 }
 
 /// Amberflo took it, but said that it did not: the worst letter to redrive.
