@@ -46,6 +46,8 @@ pub enum Fault {
     Events(Mix),
     /// SIGKILL to all workers.
     KillWorkers,
+    /// SIGKILL to the only worker soon after each start of it, from now on.
+    CrashLoop,
     /// SIGSTOP to one of the workers.
     StallWorker,
     /// SIGKILL to the control API.
@@ -175,6 +177,14 @@ pub fn all() -> Vec<Scenario> {
             injected: "kill -9 of the only worker",
             fault: Fault::KillWorkers,
             alerts: &["MeteringNoWorker/page"],
+            ..local.clone()
+        },
+        Scenario {
+            name: "crash-loop",
+            cause: Some("worker-restarts"),
+            injected: "kill -9 of the only worker, again and again",
+            fault: Fault::CrashLoop,
+            alerts: &["MeteringCrashLoop/page"],
             ..local.clone()
         },
         Scenario {

@@ -13,7 +13,7 @@ use reqwest::header::CONTENT_TYPE;
 use rustix::process::Signal;
 use shared::backend::kinesis::KinesisStream;
 use tokio::net::TcpListener;
-use tokio::time::interval;
+use tokio::time::{interval, sleep};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::load::{LocalBus, Mix, Plane, SMALL_MESSAGE_BYTES};
@@ -25,6 +25,8 @@ use crate::service_process::{ServiceProcess, ServiceSettings};
 const SANDBOX_KEY: &str = "sandbox-key";
 const SHARDS: i32 = 2;
 const ASK_EVERY: Duration = Duration::from_millis(500);
+/// How long a worker lives that crashes again and again.
+const LIFE: Duration = Duration::from_secs(3);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The emulators that all deployments on Kinesis share.
@@ -52,6 +54,7 @@ pub struct Stack {
     _questions: Option<AbortOnDropHandle<()>>,
     control_api: Option<ServiceProcess>,
     workers: Vec<ServiceProcess>,
+    crash_loop: Option<AbortOnDropHandle<()>>,
     /// Addresses outlive their processes: Prometheus goes on asking.
     targets: Vec<Target>,
     sandbox: Sandbox,
@@ -110,6 +113,7 @@ impl Stack {
             _questions: questions,
             control_api,
             workers,
+            crash_loop: None,
             targets,
             sandbox,
             _server: server,
@@ -138,6 +142,10 @@ impl Stack {
                     worker.kill().await?;
                 }
             }
+            Fault::CrashLoop => {
+                let worker = self.workers.pop().context("no worker")?;
+                self.crash_loop = Some(AbortOnDropHandle::new(tokio::spawn(crash_again_and_again(worker))));
+            }
             Fault::StallWorker => self.workers.last().context("no worker")?.signal(Signal::STOP)?,
             Fault::KillControlApi => self.control_api.as_mut().context("no control API")?.kill().await?,
         }
@@ -153,7 +161,7 @@ impl Stack {
             Fault::Amberflo(_) => self.sandbox.set_faults(with_poison(Faults::default()))?,
             Fault::Events(_) => self.plane.set(self.scenario.mix),
             Fault::StallWorker => self.workers.last().context("no worker")?.signal(Signal::CONT)?,
-            Fault::None | Fault::KillWorkers | Fault::KillControlApi => {}
+            Fault::None | Fault::KillWorkers | Fault::CrashLoop | Fault::KillControlApi => {}
         }
         Ok(())
     }
@@ -204,6 +212,16 @@ async fn start(settings: ServiceSettings) -> anyhow::Result<ServiceProcess> {
     std::fs::write(settings.key_file(), SANDBOX_KEY)?;
     let started = ServiceProcess::start(settings.clone()).await;
     started.with_context(|| format!("{} ends with:\n{}", settings.log_file().display(), settings.log_tail()))
+}
+
+/// Until it does not start any more: then other alerts fire, and tell.
+async fn crash_again_and_again(mut worker: ServiceProcess) {
+    loop {
+        sleep(LIFE).await;
+        if worker.kill().await.is_err() || worker.restart().await.is_err() {
+            return;
+        }
+    }
 }
 
 /// An admin who looks at everything again and again, and does not mind an error.
