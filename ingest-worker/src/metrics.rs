@@ -22,6 +22,9 @@ const DEPTH_INTERVAL: Duration = Duration::from_secs(30);
 /// Counts tasks of shards that failed by an error of the program: what a loop of them leaves undelivered shows nowhere else.
 pub const SHARD_FAILURES: &str = "ingest_shard_failures_total";
 
+/// Counts failed attempts to store dead letters: a shard that waits for them looks like one with too much to do.
+pub const LETTER_STORE_FAILURES: &str = "ingest_dead_letter_store_failures_total";
+
 /// Describes all metrics, and lets them begin at zero: an alert cannot tell a metric that is not there from a worker
 /// that is not.
 ///
@@ -37,6 +40,10 @@ pub fn describe() {
     describe_counter!(
         "ingest_dead_letters_omitted_total",
         "Dead letters stored without their payload, which only the stream holds: redrive them before it forgets"
+    );
+    describe_counter!(
+        LETTER_STORE_FAILURES,
+        "Attempts to store dead letters that failed; their shard stands still until one succeeds"
     );
     describe_counter!("ingest_batches_total", "Batches sent, by what made them due");
     describe_histogram!("ingest_batch_events", Unit::Count, "Records in a batch");
@@ -98,6 +105,7 @@ fn begin() {
     for name in [
         "ingest_records_read_total",
         "ingest_dead_letters_omitted_total",
+        LETTER_STORE_FAILURES,
         "ingest_dedup_evicted_total",
         "ingest_dedup_rebuild_records_total",
         "ingest_trimmed_reads_total",

@@ -23,6 +23,7 @@ use crate::backoff::Backoff;
 use crate::batch::Batch;
 use crate::context::ShardContext;
 use crate::limiter::{Outcome, Permit};
+use crate::metrics::LETTER_STORE_FAILURES;
 use crate::spans;
 
 /// A batch that has failed for this long while others were delivered is searched for the record that breaks it.
@@ -305,6 +306,7 @@ async fn store(shard: &ShardContext, letters: &[DeadLetter]) {
     let mut attempts = 1_u64;
     while let Err(error) = shard.fence.guard(shard.dead_letters.send(letters)).await {
         attempts += 1;
+        metrics::counter!(LETTER_STORE_FAILURES).increment(1);
         if let Some(omitted) = UNSTORED.again() {
             let letters = letters.len();
             tracing::error!(shard = %shard.id, %error, letters, omitted, "dead letters could not be stored");

@@ -50,6 +50,8 @@ pub enum Fault {
     CrashLoop,
     /// SIGSTOP to one of the workers.
     StallWorker,
+    /// The queue of dead letters is gone, and producers emit what has to go there.
+    DeleteQueue(Mix),
     /// SIGKILL to the control API.
     KillControlApi,
 }
@@ -58,7 +60,7 @@ impl Fault {
     /// Whether every process goes on answering.
     #[must_use]
     pub fn leaves_all_running(&self) -> bool {
-        matches!(self, Self::None | Self::Amberflo(_) | Self::Events(_))
+        matches!(self, Self::None | Self::Amberflo(_) | Self::Events(_) | Self::DeleteQueue(_))
     }
 }
 
@@ -172,6 +174,16 @@ pub fn all() -> Vec<Scenario> {
             ..local.clone()
         },
         Scenario {
+            name: "rate-limit",
+            cause: Some("rate-limit"),
+            injected: "RATE_REQUESTS_PER_SECOND=1 and BATCH_MAX_EVENTS=5 for 20 events/s",
+            fault: Fault::Events(Mix::default()),
+            settings: &[("RATE_REQUESTS_PER_SECOND", "1"), ("BATCH_MAX_EVENTS", "5")],
+            mix: idle,
+            alerts: &["MeteringLagRising/page", "MeteringLatencyBudgetBurn/page", "MeteringLatencyBudgetBurn/ticket"],
+            ..local.clone()
+        },
+        Scenario {
             name: "no-worker",
             cause: Some("worker-down"),
             injected: "kill -9 of the only worker",
@@ -217,6 +229,15 @@ pub fn all() -> Vec<Scenario> {
             is_on_kinesis: true,
             alerts: &["MeteringShardsUnowned/page"],
             resolved: &["MeteringShardsUnowned/page"],
+            ..local.clone()
+        },
+        Scenario {
+            name: "queue-gone",
+            cause: Some("letters-not-stored"),
+            injected: "the queue of dead letters is deleted",
+            fault: Fault::DeleteQueue(Mix { malformed_every: 20, ..Mix::default() }),
+            is_on_kinesis: true,
+            alerts: &["MeteringLagRising/page"],
             ..local.clone()
         },
         Scenario {

@@ -60,7 +60,7 @@ pub struct Stack {
     sandbox: Sandbox,
     _server: AbortOnDropHandle<std::io::Result<()>>,
     /// The last deployment ends the emulators.
-    _aws: Option<Arc<Aws>>,
+    aws: Option<Arc<Aws>>,
 }
 
 impl Stack {
@@ -117,7 +117,7 @@ impl Stack {
             targets,
             sandbox,
             _server: server,
-            _aws: aws,
+            aws,
             scenario,
         })
     }
@@ -147,6 +147,13 @@ impl Stack {
                 self.crash_loop = Some(AbortOnDropHandle::new(tokio::spawn(crash_again_and_again(worker))));
             }
             Fault::StallWorker => self.workers.last().context("no worker")?.signal(Signal::STOP)?,
+            Fault::DeleteQueue(mix) => {
+                let aws = self.aws.as_ref().context("no emulated SQS")?;
+                let sqs = sqs(aws);
+                let queue = sqs.get_queue_url().queue_name(self.scenario.name).send().await?;
+                sqs.delete_queue().set_queue_url(queue.queue_url).send().await?;
+                self.plane.set(*mix);
+            }
             Fault::KillControlApi => self.control_api.as_mut().context("no control API")?.kill().await?,
         }
         Ok(())
@@ -161,7 +168,7 @@ impl Stack {
             Fault::Amberflo(_) => self.sandbox.set_faults(with_poison(Faults::default()))?,
             Fault::Events(_) => self.plane.set(self.scenario.mix),
             Fault::StallWorker => self.workers.last().context("no worker")?.signal(Signal::CONT)?,
-            Fault::None | Fault::KillWorkers | Fault::CrashLoop | Fault::KillControlApi => {}
+            Fault::None | Fault::KillWorkers | Fault::CrashLoop | Fault::DeleteQueue(_) | Fault::KillControlApi => {}
         }
         Ok(())
     }
@@ -187,8 +194,7 @@ async fn on_kinesis(
 ) -> anyhow::Result<(Vec<ServiceProcess>, Plane)> {
     let stream = emulators::Stream::create(&aws.kinesis.url, name, SHARDS).await;
     let queue = emulators::create_queue(&aws.moto.url, name).await;
-    let sqs = aws_sdk_sqs::Client::new(&emulators::configuration(&aws.moto.url));
-    let small = sqs.set_queue_attributes().queue_url(&queue);
+    let small = sqs(aws).set_queue_attributes().queue_url(&queue);
     small.attributes(QueueAttributeName::MaximumMessageSize, SMALL_MESSAGE_BYTES.to_string()).send().await?;
     let mut workers = Vec::new();
     for worker in ["worker-1", "worker-2"] {
@@ -206,6 +212,10 @@ async fn on_kinesis(
     }
     let bus = KinesisStream::open(&emulators::configuration(&aws.kinesis.url), &stream.name).await?;
     Ok((workers, Plane::start(bus, mix)))
+}
+
+fn sqs(aws: &Aws) -> aws_sdk_sqs::Client {
+    aws_sdk_sqs::Client::new(&emulators::configuration(&aws.moto.url))
 }
 
 async fn start(settings: ServiceSettings) -> anyhow::Result<ServiceProcess> {

@@ -204,13 +204,14 @@ function deadLetters(dashboard: Dashboard): void {
     })
     .graph({
       title: 'What must not happen',
-      description: 'In the last interval. omitted: dead letters too large to be stored with their payload, to redrive before the stream forgets them. trimmed, gone: reads and shards that the stream had forgotten: lost. failed: tasks of shards that an error of the program ended. Good: none.',
+      description: 'In the last interval. omitted: dead letters too large to be stored with their payload, to redrive before the stream forgets them. trimmed, gone: reads and shards that the stream had forgotten: lost. not stored: attempts to store dead letters that failed; their shard waits. failed: tasks of shards that an error of the program ended. Good: none.',
       unit: 'short',
       width: 8,
       queries: {
         omitted: `sum(increase(ingest_dead_letters_omitted_total{${WORKER}}[$__rate_interval]))`,
         'trimmed reads': `sum(increase(ingest_trimmed_reads_total{${WORKER}}[$__rate_interval]))`,
         'shards gone': `sum(increase(ingest_shards_gone_total{${WORKER}}[$__rate_interval]))`,
+        'letters not stored': `sum(increase(ingest_dead_letter_store_failures_total{${WORKER}}[$__rate_interval]))`,
         'tasks failed': `sum(increase(ingest_shard_failures_total{${WORKER}}[$__rate_interval]))`,
       },
       alerts: ['MeteringPayloadOmitted', 'MeteringRecordsLost', 'MeteringCrashLoop'],
