@@ -13,8 +13,8 @@ use shared::backend::WorkerId;
 use shared::clock::Clock;
 use shared::service::{ConfigError, LogArgs, TraceArgs};
 use shared::settings::{
-    AmberfloArgs, BackendArgs, DEFAULT_BASE_URL, EventArgs, address, check_url, duration, positive, rate, size, whole,
-    within, within_time,
+    AmberfloArgs, BackendArgs, EventArgs, address, check_url, duration, positive, rate, size, whole, within,
+    within_time,
 };
 
 use crate::batch::BatchLimits;
@@ -22,8 +22,6 @@ use crate::shard::REBUILD_SLACK;
 
 pub use commands::{Cli, Command, DeadLettersCommand, LeasesCommand};
 pub use values::InitialPosition;
-
-const DEFAULT_INGEST_URL: &str = "https://ingest.amberflo.io";
 
 /// The worker's settings.
 #[derive(Clone, Debug, Args)]
@@ -173,9 +171,7 @@ impl Settings {
     /// The ingest endpoint's base.
     #[must_use]
     pub fn ingest_url(&self) -> String {
-        let base = &self.amberflo.amberflo_base_url;
-        let default = if base.trim_end_matches('/') == DEFAULT_BASE_URL { DEFAULT_INGEST_URL } else { base };
-        self.amberflo_ingest_url.clone().unwrap_or_else(|| default.to_owned())
+        self.amberflo.ingest_url(self.amberflo_ingest_url.as_deref())
     }
 
     /// How batches are cut.

@@ -47,12 +47,15 @@ impl ApiKey {
         Ok(Self(value))
     }
 
-    pub(crate) fn header(&self) -> HeaderValue {
+    /// The key as the value of a header, marked as sensitive.
+    #[must_use]
+    pub fn header(&self) -> HeaderValue {
         self.0.clone()
     }
 
     /// `text` without the key, where the key is in it: a proxy's error page may show what it was sent.
-    pub(crate) fn redacted(&self, text: &[u8]) -> Option<Bytes> {
+    #[must_use]
+    pub fn redacted(&self, text: &[u8]) -> Option<Bytes> {
         let key = self.0.as_bytes();
         let finder = memmem::Finder::new(key);
         if key.len() < MIN_REDACTED_BYTES || finder.find(text).is_none() {

@@ -15,6 +15,8 @@ pub use values::{KeySetting, Secret, StreamName, address, duration, positive, ra
 
 /// Amberflo's API, unless the settings say otherwise.
 pub const DEFAULT_BASE_URL: &str = "https://app.amberflo.io";
+/// Where it takes usage, unless the settings say otherwise.
+const DEFAULT_INGEST_URL: &str = "https://ingest.amberflo.io";
 
 /// Where the stream and the dead letters lie.
 #[derive(Clone, Debug, Args)]
@@ -92,6 +94,14 @@ impl AmberfloArgs {
     pub fn check(&self) -> Result<(), ConfigError> {
         within_time("API_KEY_REFRESH", self.api_key_refresh, Duration::from_secs(1), DAY)?;
         check_url("AMBERFLO_BASE_URL", &self.amberflo_base_url)
+    }
+
+    /// The ingest endpoint's base: what is given, else Amberflo's, or the base URL where that was changed.
+    #[must_use]
+    pub fn ingest_url(&self, given: Option<&str>) -> String {
+        let base = &self.amberflo_base_url;
+        let default = if base.trim_end_matches('/') == DEFAULT_BASE_URL { DEFAULT_INGEST_URL } else { base };
+        given.unwrap_or(default).to_owned()
     }
 
     /// Where the API key comes from.
@@ -216,10 +226,16 @@ pub fn check_url(name: &str, url: &str) -> Result<(), ConfigError> {
     }
 }
 
+/// Whether requests to this URL, and the API key with them, can be read on their way.
+#[must_use]
+pub fn is_clear_text(url: &str) -> bool {
+    let is_local = ["//127.", "//localhost", "//[::1]"].iter().any(|host| url.contains(host));
+    url.starts_with("http:") && !is_local
+}
+
 /// Warns where requests to this URL, and the API key with them, can be read on their way.
 pub fn warn_of_clear_text(url: &str) {
-    let is_local = ["//127.", "//localhost", "//[::1]"].iter().any(|host| url.contains(host));
-    if url.starts_with("http:") && !is_local {
+    if is_clear_text(url) {
         tracing::warn!(url, "the API key and all usage leave this machine in clear text: use https");
     }
 }

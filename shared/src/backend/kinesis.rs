@@ -21,7 +21,7 @@ use aws_sdk_kinesis::types::{self, RecordDistributionStrategy, StreamDescription
 use tokio::time::Instant;
 
 pub use name::StreamName;
-pub use publish::Writer;
+pub use publish::{Answer, Writer};
 use reader::KinesisReader;
 pub use reader::arrival;
 

@@ -14,6 +14,7 @@ mod dead_letters;
 mod leases;
 mod prune;
 mod schema;
+mod shards;
 mod stream;
 mod worker_lock;
 
@@ -24,7 +25,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use crate::backend::{BackendError, ShardId};
+use crate::backend::BackendError;
 use crate::clock::Clock;
 
 use database::Database;
@@ -142,13 +143,4 @@ fn validate(options: &LocalOptions) -> Result<(), BackendError> {
 fn create_dir(dir: &Path) -> Result<(), BackendError> {
     std::fs::create_dir_all(dir)
         .map_err(|error| BackendError::Misconfigured(format!("cannot create the directory {}: {error}", dir.display())))
-}
-
-fn shard_id(index: u32) -> ShardId {
-    ShardId(format!("shard-{index:05}"))
-}
-
-/// The number in a shard's name, where it is one of `shards`.
-fn shard_index(shard: &ShardId, shards: u32) -> Option<u32> {
-    shard.0.strip_prefix("shard-")?.parse().ok().filter(|&index| index < shards && shard_id(index) == *shard)
 }

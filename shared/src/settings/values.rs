@@ -73,7 +73,9 @@ pub enum KeySetting {
 pub struct Secret(String);
 
 impl Secret {
-    pub(crate) fn reveal(&self) -> &str {
+    /// The setting, for whom it is meant.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
         &self.0
     }
 }

@@ -122,7 +122,11 @@ impl Writer {
         }
     }
 
-    async fn call(&self, records: &[NewRecord]) -> Result<Answer, BackendError> {
+    /// Makes one call, which must not be larger than the service takes, and does not repeat what was refused.
+    ///
+    /// # Errors
+    /// When the call failed as a whole: records may be stored all the same.
+    pub async fn call(&self, records: &[NewRecord]) -> Result<Answer, BackendError> {
         let request = self.client.put_records().set_records(Some(records.iter().map(entry).collect()));
         let request = match self.address.arn() {
             Some(arn) => request.stream_arn(arn),
@@ -144,10 +148,12 @@ impl Writer {
 }
 
 /// What became of the records of one call.
-struct Answer {
-    is_stored: Vec<bool>,
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// Of each in order, whether it is stored.
+    pub is_stored: Vec<bool>,
     /// Why the first one was refused; `None`: none was.
-    reason: Option<String>,
+    pub reason: Option<String>,
 }
 
 fn delays() -> ExponentialBuilder {

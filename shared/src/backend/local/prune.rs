@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use rusqlite::params;
 
+use super::LocalStore;
+use super::schema::{self, records_of};
+use super::shards::shard_index;
 use super::stream::{first_at_or_after, position_of};
-use super::{LocalStore, schema, shard_index};
 use crate::backend::{BackendError, Checkpoint, Leases as _};
 use crate::clock::millis;
 use crate::service::Trouble;
@@ -63,12 +65,13 @@ impl LocalStore {
             .write(move |transaction| {
                 let first_kept = first_at_or_after(transaction, shard, keep_from)?.min(settled.saturating_add(1));
                 transaction
-                    .prepare_cached(
-                        "DELETE FROM records WHERE position IN (
-                             SELECT position FROM records WHERE shard = ?1 AND position < ?2 ORDER BY position LIMIT ?3
+                    .prepare_cached(&format!(
+                        "DELETE FROM {records} WHERE position IN (
+                             SELECT position FROM {records} WHERE position < ?1 ORDER BY position LIMIT ?2
                          )",
-                    )?
-                    .execute(params![shard, first_kept, CHUNK as i64])
+                        records = records_of(shard)
+                    ))?
+                    .execute(params![first_kept, CHUNK as i64])
             })
             .await
     }

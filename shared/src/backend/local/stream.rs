@@ -1,19 +1,21 @@
 //! Publishing with group commit, and reading by shard.
 
-use std::collections::VecDeque;
-use std::ops::RangeInclusive;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
+use rusqlite::{CachedStatement, Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
 use tokio::sync::oneshot;
 
 use super::database::to_backend_error;
-use super::{Inner, LocalStore, shard_id, shard_index};
+use super::schema::records_of;
+use super::shards::{hashes_of, shard_id, shard_index, shard_of};
+use super::{Inner, LocalStore};
 use crate::backend::{
-    BackendError, NewRecord, Page, Position, Record, SequenceNumber, Shard, ShardId, ShardReader, Stream, hash,
+    BackendError, NewRecord, Page, Position, Record, SequenceNumber, Shard, ShardId, ShardReader, Stream,
 };
 use crate::clock::UnixMillis;
 
@@ -127,7 +129,8 @@ impl Inner {
     fn commit(&self, connection: &mut Connection, group: &[Call]) -> rusqlite::Result<Vec<bool>> {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let (mut used, mut free) = page_bytes(&transaction)?;
-        let arrived_at = next_arrival(&transaction, self.options.clock.now())?;
+        let mut inserter =
+            Inserter { transaction: &transaction, now: self.options.clock.now(), shards: BTreeMap::new() };
         let mut disk = self.database.free_disk().saturating_sub(self.options.reserve_bytes);
         let mut stored = Vec::with_capacity(group.len());
         for call in group {
@@ -137,10 +140,13 @@ impl Inner {
             if fits {
                 *room -= call.size;
                 used += call.size;
-                insert(&transaction, &call.records, self.shards, arrived_at)?;
+                for record in &call.records {
+                    inserter.insert(record, shard_of(&record.partition_key, self.shards))?;
+                }
             }
             stored.push(fits);
         }
+        drop(inserter);
         transaction.commit()?;
         Ok(stored)
     }
@@ -158,54 +164,31 @@ impl Inner {
     }
 }
 
-fn insert(
-    transaction: &Transaction<'_>,
-    records: &[NewRecord],
-    shards: u32,
-    arrived_at: UnixMillis,
-) -> rusqlite::Result<()> {
-    let mut statement = transaction
-        .prepare_cached("INSERT INTO records (shard, arrived_at, partition_key, data) VALUES (?1, ?2, ?3, ?4)")?;
-    for record in records {
-        let shard = shard_of(&record.partition_key, shards);
-        statement.execute(params![shard, arrived_at, record.partition_key, &record.data[..]])?;
+/// Stores records in one transaction.
+struct Inserter<'a> {
+    transaction: &'a Transaction<'a>,
+    now: UnixMillis,
+    /// Of each shard that got something: its statement, and the time of its new records.
+    shards: BTreeMap<u32, (CachedStatement<'a>, UnixMillis)>,
+}
+
+impl Inserter<'_> {
+    fn insert(&mut self, record: &NewRecord, shard: u32) -> rusqlite::Result<()> {
+        let (statement, arrived_at) = match self.shards.entry(shard) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => {
+                let sql =
+                    format!("INSERT INTO {} (arrived_at, partition_key, data) VALUES (?1, ?2, ?3)", records_of(shard));
+                // Never before the newest record's, so that arrival grows with position even where the wall clock was
+                // set back.
+                let newest = newest_arrival(self.transaction, shard)?;
+                let arrived_at = newest.map_or(self.now, |newest| newest.max(self.now));
+                new.insert((self.transaction.prepare_cached(&sql)?, arrived_at))
+            }
+        };
+        statement.execute(params![*arrived_at, record.partition_key, &record.data[..]])?;
+        Ok(())
     }
-    Ok(())
-}
-
-/// The shard whose share of the 128-bit hash space holds the key's MD5, as in Kinesis.
-fn shard_of(partition_key: &str, shards: u32) -> u32 {
-    let hash = hash(partition_key);
-    let (high, low) = (hash >> 64, hash & u128::from(u64::MAX));
-    // hash * shards / 2^128, without overflow; less than `shards`, so it fits.
-    ((high * u128::from(shards) + ((low * u128::from(shards)) >> 64)) >> 64) as u32
-}
-
-/// The hashes of the keys for which [`shard_of`] answers `index`.
-fn hashes_of(index: u32, shards: u32) -> RangeInclusive<u128> {
-    let last = if index + 1 == shards { u128::MAX } else { first_hash(index + 1, shards) - 1 };
-    first_hash(index, shards)..=last
-}
-
-/// index * 2^128 / shards, rounded up, without overflow.
-fn first_hash(index: u32, shards: u32) -> u128 {
-    if index == 0 {
-        return 0;
-    }
-    let (index, shards) = (u128::from(index), u128::from(shards));
-    // 2^128 - 1 = quotient * shards + remainder
-    let (quotient, remainder) = (u128::MAX / shards, u128::MAX % shards);
-    index * quotient + (index * (remainder + 1)).div_ceil(shards)
-}
-
-/// The time of a new record: never before the newest one's, so that arrival grows with position even where the wall
-/// clock was set back.
-fn next_arrival(transaction: &Transaction<'_>, now: UnixMillis) -> rusqlite::Result<UnixMillis> {
-    let newest: Option<UnixMillis> = transaction
-        .prepare_cached("SELECT arrived_at FROM records ORDER BY position DESC LIMIT 1")?
-        .query_row((), |row| row.get(0))
-        .optional()?;
-    Ok(newest.map_or(now, |newest| newest.max(now)))
 }
 
 /// Bytes of the pages in use, and of the free ones.
@@ -218,7 +201,7 @@ fn page_bytes(transaction: &Transaction<'_>) -> rusqlite::Result<(u64, u64)> {
         .query_row((), |row| Ok((row.get::<_, i64>(0)?.unsigned_abs(), row.get::<_, i64>(1)?.unsigned_abs())))
 }
 
-/// An estimate of what the records take in table and index. It decides only within one transaction: the next one
+/// An estimate of what the records take in their tables. It decides only within one transaction: the next one
 /// begins with the real number of pages.
 fn stored_size(records: &[NewRecord]) -> u64 {
     let size = |record: &NewRecord| {
@@ -276,11 +259,12 @@ fn read_page(
     not_before: UnixMillis,
     max_bytes: usize,
 ) -> rusqlite::Result<(Page, i64)> {
-    let mut statement = transaction.prepare_cached(
-        "SELECT position, arrived_at, partition_key, data FROM records
-         WHERE shard = ?1 AND position > ?2 AND arrived_at >= ?3 ORDER BY position",
-    )?;
-    let mut rows = statement.query(params![shard, after, not_before])?;
+    let mut statement = transaction.prepare_cached(&format!(
+        "SELECT position, arrived_at, partition_key, data FROM {}
+         WHERE position > ?1 AND arrived_at >= ?2 ORDER BY position",
+        records_of(shard)
+    ))?;
+    let mut rows = statement.query(params![after, not_before])?;
     let (mut page, mut last, mut bytes) = (Page::default(), after, 0);
     while let Some(row) = rows.next()? {
         let data = row.get_ref(3)?.as_blob()?;
@@ -304,31 +288,31 @@ fn read_page(
 
 fn newest_arrival(transaction: &Transaction<'_>, shard: u32) -> rusqlite::Result<Option<UnixMillis>> {
     transaction
-        .prepare_cached("SELECT arrived_at FROM records WHERE shard = ?1 ORDER BY position DESC LIMIT 1")?
-        .query_row([shard], |row| row.get(0))
+        .prepare_cached(&format!("SELECT arrived_at FROM {} ORDER BY position DESC LIMIT 1", records_of(shard)))?
+        .query_row((), |row| row.get(0))
         .optional()
 }
 
 /// The position of the shard's first record that arrived at or after `time`, or the one after its last record. A
 /// binary search, because arrival grows with position: it needs no second index.
 pub(super) fn first_at_or_after(transaction: &Transaction<'_>, shard: u32, time: UnixMillis) -> rusqlite::Result<i64> {
+    let records = records_of(shard);
     let (mut low, mut high): (i64, i64) = transaction
-        .prepare_cached(
-            "SELECT (SELECT position FROM records WHERE shard = ?1 ORDER BY position LIMIT 1),
-                    (SELECT position FROM records WHERE shard = ?1 ORDER BY position DESC LIMIT 1)",
-        )?
-        .query_row([shard], |row| {
+        .prepare_cached(&format!(
+            "SELECT (SELECT min(position) FROM {records}), (SELECT max(position) FROM {records})"
+        ))?
+        .query_row((), |row| {
             let (first, last): (Option<i64>, Option<i64>) = (row.get(0)?, row.get(1)?);
             Ok((first.unwrap_or(1), last.unwrap_or(0) + 1))
         })?;
-    let mut probe = transaction.prepare_cached(
-        "SELECT position, arrived_at FROM records WHERE shard = ?1 AND position >= ?2 ORDER BY position LIMIT 1",
-    )?;
+    let mut probe = transaction.prepare_cached(&format!(
+        "SELECT position, arrived_at FROM {records} WHERE position >= ?1 ORDER BY position LIMIT 1"
+    ))?;
     // The answer lies in low..=high.
     while low < high {
         let middle = low + (high - low) / 2;
         let (position, arrived_at): (i64, UnixMillis) =
-            probe.query_row(params![shard, middle], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            probe.query_row([middle], |row| Ok((row.get(0)?, row.get(1)?)))?;
         if arrived_at < time {
             low = position + 1;
         } else {
@@ -377,27 +361,5 @@ mod tests {
         let stored = reader.next(1 << 20).await.unwrap().records;
         let expected: Vec<_> = (0..20).filter(|&n| n != 7).map(|n: usize| Bytes::from(n.to_string())).collect();
         assert_eq!(stored.iter().map(|record| record.data.clone()).collect::<Vec<_>>(), expected);
-    }
-
-    #[test]
-    fn splits_the_hash_space_evenly_and_in_order() {
-        let counts = (0..4000).fold([0; 4], |mut counts, n| {
-            counts[shard_of(&format!("tenant-{n}"), 4) as usize] += 1;
-            counts
-        });
-        assert!(counts.iter().all(|&count| (900..1100).contains(&count)), "{counts:?}");
-        // MD5("") = d41d8cd9..., MD5("a") = 0cc175b9...: in the last and the first quarter.
-        assert_eq!((shard_of("", 4), shard_of("a", 4)), (3, 0));
-        assert_eq!((shard_of("", 1), shard_of("", 16), shard_of("", 1024)), (0, 0xd, 0xd41d >> 6));
-        for shards in [1, 2, 3, 7, 16, 1000] {
-            for index in 0..shards {
-                let hashes = hashes_of(index, shards);
-                assert!(*hashes.start() == 0 || hashes_of(index - 1, shards).end() + 1 == *hashes.start());
-                assert!((index + 1 == shards) == (*hashes.end() == u128::MAX));
-            }
-            for key in ["", "a", "b", "tenant-1"] {
-                assert!(hashes_of(shard_of(key, shards), shards).contains(&hash(key)), "{key} of {shards}");
-            }
-        }
     }
 }
