@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs the pinned emulators of AWS services into target/tools: moto from PyPI, kinesis-local from npm. Quick where
-# they are installed already. Where an installation fails, the tests that need it say so and are skipped; with CI=true
+# Installs the pinned emulators of AWS services into target/tools: moto from PyPI, kinesis-local from npm; and libfaketime
+# from Debian, which moves the clocks of a chaos run. Quick where they are installed already. Where an installation fails, the tests that need it say so and are skipped; with CI=true
 # that is an error.
 set -uo pipefail
 
@@ -9,4 +9,5 @@ here=$(cd "$(dirname "$0")" && pwd)
 
 need 'moto' from_pypi "$tools/moto" "$here/requirements.txt"
 need 'kinesis-local' from_npm "$tools/kinesis" "$here/js"
+need 'libfaketime' library_from_debian "$tools/faketime" libfaketime libfaketimeMT.so.1
 installed

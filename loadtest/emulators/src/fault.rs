@@ -1,5 +1,7 @@
 //! What can befall a call to an emulator.
 
+use std::time::Duration;
+
 use http::StatusCode;
 
 /// What DynamoDB and Kinesis answer to a caller above its share.
@@ -14,14 +16,30 @@ pub struct Fault {
     times: u64,
     /// The emulator gets the call, whatever becomes of the answer.
     pub(crate) takes_effect: bool,
-    /// The code of the error; `None`: no answer.
-    pub(crate) code: Option<String>,
+    pub(crate) answer: Answer,
+}
+
+/// What the caller hears of it.
+#[derive(Debug, Clone)]
+pub(crate) enum Answer {
+    /// An error with this code.
+    Error(String),
+    /// Nothing.
+    None,
+    /// What the emulator says, so much later.
+    Late(Duration),
 }
 
 impl Fault {
     /// The call is not made; the answer is this error. The status is 500 for the services' own failures, else 400.
     pub fn refuse(code: &str) -> Self {
-        Self { operation: None, share: 1.0, times: u64::MAX, takes_effect: false, code: Some(code.to_owned()) }
+        Self {
+            operation: None,
+            share: 1.0,
+            times: u64::MAX,
+            takes_effect: false,
+            answer: Answer::Error(code.to_owned()),
+        }
     }
 
     /// The call takes effect, but this error is the answer.
@@ -31,12 +49,17 @@ impl Fault {
 
     /// The call is not made, and no answer comes.
     pub fn hang() -> Self {
-        Self { code: None, ..Self::refuse("") }
+        Self { answer: Answer::None, ..Self::refuse("") }
     }
 
     /// The call takes effect, but no answer comes.
     pub fn swallow() -> Self {
-        Self { code: None, ..Self::lose("") }
+        Self { answer: Answer::None, ..Self::lose("") }
+    }
+
+    /// The call takes effect at once, and its answer comes so much later.
+    pub fn slow(by: Duration) -> Self {
+        Self { answer: Answer::Late(by), ..Self::lose("") }
     }
 
     /// Only calls of this operation.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use http::{Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Full};
@@ -11,11 +12,14 @@ use hyper_util::client::legacy::{Client, connect::HttpConnector};
 use hyper_util::rt::TokioExecutor;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
 
-use crate::fault::{Fault, status};
+use crate::fault::{Answer, Fault, status};
 use crate::server;
 
 const BACKLOG: u32 = 1024;
+const BIND_LIMIT: Duration = Duration::from_secs(5);
+const BIND_POLL: Duration = Duration::from_millis(10);
 
 /// A proxy on loopback. It passes everything on until it is told otherwise.
 ///
@@ -76,10 +80,7 @@ impl Throttle {
             // It is over, one way or the other.
             let _ = server.await;
             // Bound, but not listening: connections are refused, and the port stays ours.
-            let socket = TcpSocket::new_v4().expect("a socket");
-            socket.set_reuseaddr(true).expect("an option");
-            socket.bind(self.address).expect("the same port");
-            *port = Port::Refusing(Some(socket));
+            *port = Port::Refusing(Some(bind_again(self.address).await));
         }
     }
 
@@ -112,6 +113,21 @@ impl Drop for Throttle {
         if let Port::Open(server) = self.port.get_mut() {
             server.abort();
         }
+    }
+}
+
+/// A child process of ours holds a copy of the old socket between its fork and its exec, so that the port may be free a
+/// moment later only.
+async fn bind_again(address: SocketAddr) -> TcpSocket {
+    let deadline = Instant::now() + BIND_LIMIT;
+    loop {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.set_reuseaddr(true).expect("an option");
+        match socket.bind(address) {
+            Ok(()) => return socket,
+            Err(error) => assert!(Instant::now() < deadline, "the same port: {error}"),
+        }
+        sleep(BIND_POLL).await;
     }
 }
 
@@ -178,12 +194,15 @@ async fn answer(proxy: Arc<Proxy>, request: Request<Incoming>) -> Response<Full<
         // A task of its own: what was begun takes effect also when the client has given up.
         answer = tokio::spawn(async move { proxy.pass_on(request).await }).await.ok().flatten();
     }
-    match fault {
-        None => answer.unwrap_or_else(|| error(StatusCode::BAD_GATEWAY, "ServiceUnavailable")),
-        Some(fault) => match fault.code {
-            Some(code) => error(status(&code), &code),
-            None => std::future::pending().await,
-        },
+    let passed_on = || answer.unwrap_or_else(|| error(StatusCode::BAD_GATEWAY, "ServiceUnavailable"));
+    match fault.map(|fault| fault.answer) {
+        None => passed_on(),
+        Some(Answer::Error(code)) => error(status(&code), &code),
+        Some(Answer::None) => std::future::pending().await,
+        Some(Answer::Late(by)) => {
+            sleep(by).await;
+            passed_on()
+        }
     }
 }
 

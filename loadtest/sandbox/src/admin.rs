@@ -1,4 +1,6 @@
-//! The endpoints under `/sandbox`, by which demos and load runs look inside and change faults.
+//! The endpoints under `/sandbox`, by which demos and load runs look inside and change faults and facts.
+
+use std::time::SystemTime;
 
 use axum::body::Bytes;
 use axum::extract::{Query, State};
@@ -9,6 +11,7 @@ use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::facts::{Facts, InvalidFact};
 use crate::faults::Faults;
 use crate::operation::NO_RECORDS;
 use crate::report::{DoubleBilled, LedgerSnapshot, StoredRecord};
@@ -21,7 +24,9 @@ pub(crate) fn routes() -> Router<Sandbox> {
         .route("/stats", get(stats))
         .route("/requests", get(requests))
         .route("/faults", get(faults).put(put_faults).delete(delete_faults))
+        .route("/facts", get(facts).put(put_facts).delete(delete_facts))
         .route("/events", get(events))
+        .route("/records", get(records))
         .route("/double-billed", get(double_billed))
         .route("/filtering-rules", get(filtering_rules))
         .route("/reset", post(reset))
@@ -99,6 +104,21 @@ async fn delete_faults(State(sandbox): State<Sandbox>) -> Result<Json<Faults>, R
     Ok(Json(sandbox.faults()))
 }
 
+async fn facts(State(sandbox): State<Sandbox>) -> Json<Facts> {
+    Json(sandbox.facts())
+}
+
+/// Replaces all facts.
+async fn put_facts(State(sandbox): State<Sandbox>, body: Bytes) -> Result<Json<Facts>, Refusal> {
+    sandbox.set_facts(Facts::from_json(&body).map_err(|reason| Refusal(StatusCode::BAD_REQUEST, reason))?)?;
+    Ok(Json(sandbox.facts()))
+}
+
+async fn delete_facts(State(sandbox): State<Sandbox>) -> Result<Json<Facts>, Refusal> {
+    sandbox.set_facts(Facts::default())?;
+    Ok(Json(sandbox.facts()))
+}
+
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct EventsQuery {
@@ -124,6 +144,25 @@ async fn events(
     };
     let state = sandbox.lock();
     Ok(Json(state.ledger.records().iter().filter(wanted).take(query.limit).cloned().collect()))
+}
+
+/// All billed records in order of acceptance, for an audit.
+async fn records(State(sandbox): State<Sandbox>, Query(query): Query<PageQuery>) -> Result<Json<RecordsPage>, Refusal> {
+    if !sandbox.shared.config.keep_records {
+        return Err(Refusal(StatusCode::CONFLICT, NO_RECORDS.to_owned()));
+    }
+    let started_at = sandbox.shared.started_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let state = sandbox.lock();
+    let Json(page) = Page::of(state.ledger.records().iter().cloned(), &query);
+    Ok(Json(RecordsPage { started_at_ms: started_at.as_secs_f64() * 1000.0, page }))
+}
+
+#[derive(Serialize)]
+struct RecordsPage {
+    /// The Unix time from which records count.
+    started_at_ms: f64,
+    #[serde(flatten)]
+    page: Page<StoredRecord>,
 }
 
 /// By id, as they were sent. The ledger does not follow them: `POST /usage` shows what they leave.
@@ -156,6 +195,12 @@ struct Refusal(StatusCode, String);
 
 impl From<InvalidFault> for Refusal {
     fn from(invalid: InvalidFault) -> Self {
+        Self(StatusCode::BAD_REQUEST, invalid.to_string())
+    }
+}
+
+impl From<InvalidFact> for Refusal {
+    fn from(invalid: InvalidFact) -> Self {
         Self(StatusCode::BAD_REQUEST, invalid.to_string())
     }
 }

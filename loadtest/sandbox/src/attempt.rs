@@ -52,7 +52,11 @@ impl<'a> Attempt<'a> {
         if revoked {
             self.note("revoked_keys");
         }
-        if valid && !revoked { Ok(()) } else { Err(Answer::new(StatusCode::UNAUTHORIZED, "Unauthorized")) }
+        if valid && !revoked {
+            return Ok(());
+        }
+        let status = status_code(self.sandbox.lock().facts.bad_key_status);
+        Err(Answer::new(status, status.canonical_reason().unwrap_or("Refused")))
     }
 
     /// The faults that come while nothing is carried out.

@@ -46,9 +46,10 @@ async fn move_on(State(sandbox): State<Sandbox>, request: Request) -> Response {
 
 /// A customer that is not there is no error: 200 with an empty body.
 async fn get_one(State(sandbox): State<Sandbox>, Path(id): Path<String>, request: Request) -> Response {
-    answer(&sandbox, Operation::Customers, request, |state, _| {
-        let customer = state.account.customers.0.get(&id);
-        Ok(customer.map_or_else(|| Answer::new(StatusCode::OK, ""), Answer::json))
+    answer(&sandbox, Operation::Customers, request, |state, _| match state.account.customers.0.get(&id) {
+        Some(customer) => Ok(Answer::json(customer)),
+        None if state.facts.answers_nothing_for_unknown_customers => Ok(Answer::new(StatusCode::OK, "")),
+        None => Err(not_found(&id)),
     })
     .await
 }
@@ -60,6 +61,10 @@ type Customer = Map<String, Value>;
 pub(crate) struct Customers(BTreeMap<String, Customer>);
 
 impl Customers {
+    pub(crate) fn has(&self, id: &str) -> bool {
+        self.0.contains_key(id)
+    }
+
     /// That an existing id is refused is assumed, for Amberflo's SDKs never try it: they read first, then update.
     fn create(&mut self, mut customer: Customer, now_millis: i64) -> Result<Customer, Answer> {
         let (id, stage) = checked(&customer)?;

@@ -1,12 +1,13 @@
-//! `POST /ingest-snapshot/custom-filtering-rules`: rules that cancel events.
+//! `/ingest-snapshot/custom-filtering-rules`: rules that cancel events.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::{Path, Request, State};
 use axum::response::Response;
-use axum::routing::post;
+use axum::routing::{delete, post};
+use http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -18,14 +19,44 @@ use crate::operation::{Operation, answer, optional, required};
 const FILTER_OUT: &str = "by_property_filter_out";
 
 pub(crate) fn routes() -> Router<Sandbox> {
-    Router::new().route("/ingest-snapshot/custom-filtering-rules", post(put))
+    Router::new()
+        .route("/ingest-snapshot/custom-filtering-rules", post(put).get(list))
+        .route("/ingest-snapshot/custom-filtering-rules/{id}", delete(remove))
 }
 
 async fn put(State(sandbox): State<Sandbox>, request: Request) -> Response {
     answer(&sandbox, Operation::FilteringRules, request, |state, call| {
+        if !state.facts.takes_known_rule_fields {
+            return Err(Answer::bad_request("Invalid filtering rule"));
+        }
         state.account.filtering_rules.put(call.object()?).map(|rule| Answer::json(&rule))
     })
     .await
+}
+
+/// Whether Amberflo has this is not known.
+async fn list(State(sandbox): State<Sandbox>, request: Request) -> Response {
+    answer(&sandbox, Operation::FilteringRules, request, |state, _| {
+        let rules: Vec<_> = state.account.filtering_rules.all().collect();
+        if state.facts.lists_rules { Ok(Answer::json(&rules)) } else { Err(not_allowed()) }
+    })
+    .await
+}
+
+/// Nor this.
+async fn remove(State(sandbox): State<Sandbox>, Path(id): Path<String>, request: Request) -> Response {
+    answer(&sandbox, Operation::FilteringRules, request, |state, _| {
+        if !state.facts.deletes_rules {
+            return Err(not_allowed());
+        }
+        state.account.filtering_rules.0.remove(&id);
+        Ok(Answer::new(StatusCode::OK, ""))
+    })
+    .await
+}
+
+fn not_allowed() -> Answer {
+    Answer::new(StatusCode::METHOD_NOT_ALLOWED, "")
 }
 
 /// The rules by id, whole.

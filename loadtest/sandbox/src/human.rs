@@ -35,6 +35,12 @@ pub(crate) fn millis<S: Serializer>(duration: &Duration, serializer: S) -> Resul
     serializer.serialize_f64(duration.as_secs_f64() * 1000.0)
 }
 
+/// Reads what [`millis`] wrote.
+pub(crate) fn from_millis<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let millis = f64::deserialize(deserializer)?;
+    Duration::try_from_secs_f64(millis / 1000.0).map_err(de::Error::custom)
+}
+
 fn parse<E: de::Error>(text: &str) -> Result<Duration, E> {
     humantime::parse_duration(text)
         .map_err(|error| E::custom(format!("{text:?} is no duration such as \"250ms\" or \"1h\": {error}")))

@@ -2,6 +2,7 @@
 
 use std::io::Read as _;
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Bytes;
@@ -13,9 +14,10 @@ use http::{HeaderMap, Method, StatusCode, header};
 use crate::Sandbox;
 use crate::armed::Kind;
 use crate::attempt::{Answer, Attempt, BODY_LIMIT, read, status_code};
+use crate::facts::Facts;
 use crate::faults::{Faults, Poison};
 use crate::operation::Operation;
-use crate::record::{Batch, Record};
+use crate::record::{Batch, Form, Record};
 use crate::stats::{Ceiling, LoggedRequest};
 
 pub(crate) async fn ingest(State(sandbox): State<Sandbox>, request: Request) -> Response {
@@ -57,14 +59,20 @@ impl<'a> Ingestion<'a> {
         self.attempt.check_key(&head.headers)?;
         self.attempt.fail_before().await?;
 
-        let text = self.decompress(&head.headers, body)?;
-        let batch = Batch::parse(&text).map_err(|error| Answer::bad_request(error.to_string()))?;
+        let facts = Arc::clone(&self.attempt.sandbox.lock().facts);
+        let text = self.decompress(&head.headers, body, &facts)?;
+        let batch = parse(&text, &facts)?;
         self.check_batch(&text, &batch)?;
+        self.check_names(&batch.records, &facts)?;
 
-        let accepted = self.accept(&batch.records);
+        let (accepted, absorbed) = self.accept(&batch.records, &facts);
         self.attempt.fail_after().await?;
         let missing = self.missing(Kind::PartialAnswer);
-        let count = accepted.saturating_sub(missing);
+        let copies = if facts.counts_copies_in_the_answer { 0 } else { absorbed };
+        let count = accepted.saturating_sub(missing + copies);
+        if !facts.answers_the_count {
+            return Ok(Answer::new(StatusCode::OK, "accepted"));
+        }
         Ok(Answer::new(StatusCode::OK, format!("{count} records were ingested")))
     }
 
@@ -77,12 +85,12 @@ impl<'a> Ingestion<'a> {
         Err(self.attempt.too_many_requests())
     }
 
-    fn decompress(&self, headers: &HeaderMap, body: Bytes) -> Result<String, Answer> {
+    fn decompress(&self, headers: &HeaderMap, body: Bytes, facts: &Facts) -> Result<String, Answer> {
         let limit = self.attempt.faults(|faults| faults.max_body_bytes).map_or(BODY_LIMIT, NonZeroUsize::get);
         let encoding = headers.get(header::CONTENT_ENCODING).map(|encoding| encoding.as_bytes());
         let bytes = match encoding {
             None | Some(b"identity") => body.into(),
-            Some(b"gzip") => {
+            Some(b"gzip") if facts.takes_gzip => {
                 let mut bytes = Vec::new();
                 let mut decoder = MultiGzDecoder::new(&body[..]).take(limit as u64 + 1);
                 let read = decoder.read_to_end(&mut bytes);
@@ -120,22 +128,52 @@ impl<'a> Ingestion<'a> {
         }
     }
 
-    /// Ledgers the records, all under one lock: another request sees all of them or none. Returns how many.
-    fn accept(&mut self, records: &[Record<'_>]) -> usize {
+    /// Whether there are such meters and customers, where that matters.
+    fn check_names(&self, records: &[Record<'_>], facts: &Facts) -> Result<(), Answer> {
+        let account = &self.attempt.sandbox.lock().account;
+        for record in records {
+            if !facts.takes_unknown_customers && !account.customers.has(&record.customer_id) {
+                return Err(Answer::bad_request(format!("Unknown customer: {}", record.customer_id)));
+            }
+            let unknown = record.billed().find(|(meter, _)| !account.meters.has(meter));
+            if let Some((meter, _)) = unknown.filter(|_| !facts.takes_unknown_meters) {
+                return Err(Answer::bad_request(format!("Unknown meter: {meter}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Ledgers the records, all under one lock: another request sees all of them or none. Returns how many, and how many
+    /// of them were copies.
+    fn accept(&mut self, records: &[Record<'_>], facts: &Facts) -> (usize, usize) {
         let accepted = records.len().saturating_sub(self.missing(Kind::PartialIngest));
         let sandbox = self.attempt.sandbox;
         let at = sandbox.elapsed();
         let state = &mut *sandbox.lock();
-        for record in &records[..accepted] {
-            state.ledger.accept(record, at);
-        }
+        let absorbed = state.ledger.accept(&records[..accepted], at, facts);
         self.log.accepted = accepted;
-        accepted
+        (accepted, absorbed)
     }
 
     /// By how many records a partial fault falls short.
     fn missing(&mut self, kind: Kind) -> usize {
         if self.attempt.fires(kind) { self.attempt.faults(|faults| faults.missing.get()) } else { 0 }
+    }
+}
+
+/// The records of a body, as far as its form is one that is taken.
+fn parse<'a>(text: &'a str, facts: &Facts) -> Result<Batch<'a>, Answer> {
+    let refused = |reason: String| Answer::new(status_code(facts.bad_record_status), reason);
+    let batch = Batch::parse(text, facts.refuses_whole_requests).map_err(|error| refused(error.to_string()))?;
+    let takes_form = match batch.form {
+        Form::Array => true,
+        Form::SingleObject => facts.takes_single_objects,
+        Form::Ndjson => facts.takes_ndjson,
+    };
+    match batch.unknown_keys.first() {
+        _ if !takes_form => Err(refused("the body is not a JSON array".to_owned())),
+        Some(key) if !facts.ignores_unknown_keys => Err(refused(format!("unknown key {key}"))),
+        _ => Ok(batch),
     }
 }
 

@@ -1,11 +1,12 @@
 //! What has been billed: deduplicated as Amberflo does it, summed exactly, and open to audit.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
+use crate::facts::Facts;
 use crate::record::Record;
 use crate::report::{DoubleBilled, LedgerLine, LedgerSnapshot, StoredRecord, Total};
 
@@ -23,8 +24,8 @@ pub(crate) struct Ledger {
     first: HashMap<u128, Billed, BuildHasherDefault<AlreadyHashed>>,
     /// The billings after the first, rare in a sound system and so kept out of `first`, which holds millions.
     later: HashMap<u128, Vec<Billed>, BuildHasherDefault<AlreadyHashed>>,
-    /// Keys of `first`, oldest first; only filled when there is a maximum.
-    order: VecDeque<u128>,
+    /// Keys of `first` and when they came, oldest first; only filled where something is forgotten.
+    order: VecDeque<(u128, Duration)>,
     double_billed: BTreeMap<(String, String, String), u64>,
     records: Vec<StoredRecord>,
     /// Counts only; its lines stay empty.
@@ -65,9 +66,21 @@ impl Ledger {
         }
     }
 
-    /// Bills a record, or absorbs it as a copy.
-    pub(crate) fn accept(&mut self, record: &Record<'_>, at: Duration) {
-        let attributes = record.attributes();
+    /// Bills the records of a request, or absorbs them as copies: how many of them.
+    pub(crate) fn accept(&mut self, records: &[Record<'_>], at: Duration, facts: &Facts) -> usize {
+        self.forget(at, facts);
+        let absorbed = self.counts.absorbed_copies;
+        let mut request = HashSet::new();
+        for record in records {
+            let attributes = record.attributes(facts);
+            // The set is filled only where it matters.
+            let absorbs = facts.absorbs_copies && (facts.absorbs_copies_within_a_request || request.insert(attributes));
+            self.accept_one(record, attributes, at, absorbs, facts);
+        }
+        usize::try_from(self.counts.absorbed_copies - absorbed).unwrap_or(usize::MAX)
+    }
+
+    fn accept_one(&mut self, record: &Record<'_>, attributes: u128, at: Duration, absorbs: bool, facts: &Facts) {
         let key = record.event().unwrap_or(attributes);
         let billed = Billed {
             time_millis: record.time_millis,
@@ -78,11 +91,14 @@ impl Ledger {
         match self.first.entry(key) {
             Entry::Vacant(vacant) => {
                 vacant.insert(billed);
+                if self.max_remembered.is_some() || facts.remembers_copies_for.is_some() {
+                    self.order.push_back((key, at));
+                }
             }
             Entry::Occupied(first) => {
                 let later = self.later.get(&key).map_or(&[][..], Vec::as_slice);
                 let earlier = || std::iter::once(first.get()).chain(later.iter());
-                if let Some(same) = earlier().find(|b| b.fingerprint == billed.fingerprint).copied() {
+                if let Some(same) = earlier().find(|b| absorbs && b.fingerprint == billed.fingerprint).copied() {
                     return self.absorb(record, same, billed.customer);
                 }
                 let conflicts = earlier().any(|b| b.time_millis == billed.time_millis);
@@ -96,7 +112,7 @@ impl Ledger {
             }
         }
         self.bill(record, billed.customer, at);
-        self.remember(key);
+        while self.max_remembered.is_some_and(|max| self.first.len() > max.get()) && self.forget_oldest() {}
     }
 
     fn absorb(&mut self, record: &Record<'_>, same: Billed, customer: u32) {
@@ -134,17 +150,17 @@ impl Ledger {
         }
     }
 
-    fn remember(&mut self, key: u128) {
-        let Some(max) = self.max_remembered else { return };
-        // A later billing of a remembered event does not make it younger.
-        if self.order.len() < self.first.len() {
-            self.order.push_back(key);
-        }
-        while self.first.len() > max.get() {
-            let Some(oldest) = self.order.pop_front() else { return };
-            self.first.remove(&oldest);
-            self.later.remove(&oldest);
-        }
+    /// A later billing of a remembered event does not make it younger.
+    fn forget(&mut self, at: Duration, facts: &Facts) {
+        let Some(remembered) = facts.remembers_copies_for else { return };
+        while self.order.front().is_some_and(|(_, since)| *since + remembered <= at) && self.forget_oldest() {}
+    }
+
+    fn forget_oldest(&mut self) -> bool {
+        let Some((oldest, _)) = self.order.pop_front() else { return false };
+        self.first.remove(&oldest);
+        self.later.remove(&oldest);
+        true
     }
 
     fn name_double_billed(&mut self, record: &Record<'_>, times: u64) {
@@ -243,9 +259,7 @@ mod tests {
     }
 
     fn accept(ledger: &mut Ledger, body: &str) {
-        for record in &Batch::parse(body).unwrap().records {
-            ledger.accept(record, Duration::ZERO);
-        }
+        ledger.accept(&Batch::parse(body, true).unwrap().records, Duration::ZERO, &Facts::default());
     }
 
     fn event(customer: &str, unique_id: &str, time: i64, value: &str) -> String {

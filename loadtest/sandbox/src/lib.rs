@@ -11,6 +11,7 @@ mod armed;
 mod attempt;
 mod billed;
 mod customers;
+mod facts;
 mod faults;
 mod filtering_rules;
 mod human;
@@ -39,6 +40,7 @@ use tokio::time::Instant;
 
 use account::Account;
 use armed::Armed;
+pub use facts::{Facts, InvalidFact};
 pub use faults::{Faults, InvalidFault, Latency, Poison, RetryAfterFormat, Trigger};
 use ledger::Ledger;
 pub use operation::Operation;
@@ -49,7 +51,8 @@ pub use stats::{LoggedRequest, OperationStats, Stats};
 /// How long [`serve`] lets open requests finish once its shutdown future completes.
 pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
 
-/// What a [`Sandbox`] is made with. Everything that may change while it runs is in [`Faults`].
+/// What a [`Sandbox`] is made with. Everything that may change while it runs is in [`Faults`]
+/// and [`Facts`].
 #[derive(Clone, Debug)]
 pub struct SandboxConfig {
     /// The values of `X-API-KEY` that are accepted, unless [`Faults::valid_keys`] replaces them.
@@ -100,6 +103,8 @@ struct State {
     account: Account,
     journal: Journal,
     armed: Armed,
+    /// Read by every request, and shared with it.
+    facts: Arc<Facts>,
 }
 
 impl Sandbox {
@@ -111,6 +116,7 @@ impl Sandbox {
             account: Account::default(),
             journal: Journal::new(config.request_log),
             armed: Armed::new(Faults::default()),
+            facts: Arc::default(),
         };
         let started_at = config.started_at.unwrap_or_else(machine_time);
         let shared = Shared { config, origin: Instant::now(), started_at, state: Mutex::new(state) };
@@ -121,6 +127,8 @@ impl Sandbox {
     pub fn router(&self) -> Router {
         Router::new()
             .route("/ingest", post(ingest::ingest))
+            // As the official Python SDK writes it.
+            .route("/ingest/", post(ingest::ingest))
             .merge(meters::routes())
             .merge(usage::routes())
             .merge(usage_events::routes())
@@ -147,6 +155,22 @@ impl Sandbox {
         self.lock().armed.faults().clone()
     }
 
+    /// Replaces all that the sandbox takes for true of Amberflo; what was billed stays as it is.
+    ///
+    /// # Errors
+    /// A value outside its allowed range; the facts in force are then unchanged.
+    pub fn set_facts(&self, facts: Facts) -> Result<(), InvalidFact> {
+        facts.check()?;
+        self.lock().facts = Arc::new(facts);
+        Ok(())
+    }
+
+    /// What it takes for true of Amberflo.
+    #[must_use]
+    pub fn facts(&self) -> Facts {
+        Facts::clone(&self.lock().facts)
+    }
+
     /// What has been billed so far, by customer and meter.
     #[must_use]
     pub fn ledger(&self) -> LedgerSnapshot {
@@ -157,6 +181,13 @@ impl Sandbox {
     #[must_use]
     pub fn records(&self) -> Vec<StoredRecord> {
         self.lock().ledger.records().to_vec()
+    }
+
+    /// The records billed after the first `known`, in order of acceptance: for who follows the bill. The number of copies
+    /// is that of now.
+    #[must_use]
+    pub fn records_after(&self, known: usize) -> Vec<StoredRecord> {
+        self.lock().ledger.records().get(known..).unwrap_or_default().to_vec()
     }
 
     /// Events billed more than once: the same customer, meter and `uniqueId` with differing attributes. Sorted; at most
@@ -187,7 +218,7 @@ impl Sandbox {
         self.lock().journal.requests().cloned().collect()
     }
 
-    /// Empties ledger, account (meters, rules, customers), statistics and request log, and re-arms the faults as [`Sandbox::set_faults`] does. Requests in
+    /// Empties ledger, account (meters, rules, customers), statistics and request log, and re-arms the faults as [`Sandbox::set_faults`] does. Facts stay. Requests in
     /// progress stay counted as in flight.
     pub fn reset(&self) {
         let mut state = self.lock();

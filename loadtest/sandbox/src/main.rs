@@ -6,7 +6,7 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use amberflo_sandbox::{Faults, Latency, Poison, RetryAfterFormat, Sandbox, SandboxConfig, Trigger};
+use amberflo_sandbox::{Facts, Faults, Latency, Poison, RetryAfterFormat, Sandbox, SandboxConfig, Trigger};
 use anyhow::Context as _;
 use clap::Parser;
 use tokio::net::TcpListener;
@@ -18,8 +18,9 @@ const EXIT_UNUSABLE: u8 = 2;
 /// A stand-in for Amberflo, with its rules, its deduplication, and faults on demand.
 ///
 /// It answers POST /ingest, /meters, POST /usage, GET /usage/events, POST /ingest-snapshot/custom-filtering-rules and
-/// /customers. What it received is at GET /sandbox/ledger, /sandbox/stats, /sandbox/events, /sandbox/double-billed and
-/// /sandbox/filtering-rules; faults can be changed while it runs with PUT /sandbox/faults.
+/// /customers. What it received is at GET /sandbox/ledger, /sandbox/stats, /sandbox/events, /sandbox/records, /sandbox/double-billed
+/// and /sandbox/filtering-rules; faults can be changed while it runs with PUT /sandbox/faults, and what it takes for true
+/// of Amberflo with PUT /sandbox/facts.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Args {
@@ -41,6 +42,9 @@ struct Args {
     /// How many events deduplication remembers; for ever if not given.
     #[arg(long, env = "SANDBOX_MAX_REMEMBERED")]
     max_remembered: Option<NonZeroUsize>,
+    /// What Amberflo does unlike what is assumed, as JSON: as PUT /sandbox/facts takes it, and GET shows it.
+    #[arg(long, env = "SANDBOX_FACTS", value_parser = |json: &str| Facts::from_json(json.as_bytes()))]
+    facts: Option<Facts>,
     /// What to log, as tracing's filters are written.
     #[arg(long, env = "LOG", default_value = "info")]
     log: String,
@@ -158,6 +162,9 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
     });
     if let Err(invalid) = sandbox.set_faults(args.faults.into_faults()) {
         return unusable(format!("faults: {invalid}"));
+    }
+    if let Err(invalid) = sandbox.set_facts(args.facts.unwrap_or_default()) {
+        return unusable(format!("facts: {invalid}"));
     }
     let listener = match TcpListener::bind(args.listen).await {
         Ok(listener) => listener,

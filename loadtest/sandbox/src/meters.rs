@@ -11,10 +11,8 @@ use uuid::Uuid;
 
 use crate::Sandbox;
 use crate::attempt::Answer;
+use crate::facts::Facts;
 use crate::operation::{Operation, answer, optional, required};
-
-/// What the live API accepts; it answers any other with 400.
-const METER_TYPES: [&str; 3] = ["sum_of_all_usage", "active_users", "event_duration"];
 
 const OPEN: &str = "open";
 const DEPRECATED: &str = "deprecated";
@@ -42,14 +40,14 @@ async fn list(State(sandbox): State<Sandbox>, request: Request) -> Response {
 
 async fn create(State(sandbox): State<Sandbox>, request: Request) -> Response {
     answer(&sandbox, Operation::Meters, request, |state, call| {
-        state.account.meters.create(call.object()?, call.now_millis()).map(|meter| Answer::json(&meter))
+        state.account.meters.create(call.object()?, call.now_millis(), &state.facts).map(|meter| Answer::json(&meter))
     })
     .await
 }
 
 async fn update(State(sandbox): State<Sandbox>, request: Request) -> Response {
     answer(&sandbox, Operation::Meters, request, |state, call| {
-        state.account.meters.update(call.object()?, call.now_millis()).map(|meter| Answer::json(&meter))
+        state.account.meters.update(call.object()?, call.now_millis(), &state.facts).map(|meter| Answer::json(&meter))
     })
     .await
 }
@@ -62,7 +60,7 @@ async fn get_one(State(sandbox): State<Sandbox>, Path(id): Path<String>, request
 }
 
 async fn delete(State(sandbox): State<Sandbox>, Path(id): Path<String>, request: Request) -> Response {
-    answer(&sandbox, Operation::Meters, request, |state, _| state.account.meters.delete(&id)).await
+    answer(&sandbox, Operation::Meters, request, |state, _| state.account.meters.delete(&id, &state.facts)).await
 }
 
 type Meter = Map<String, Value>;
@@ -80,11 +78,17 @@ impl Meters {
         self.0.iter().find(|meter| text(meter, "id") == id)
     }
 
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.0.iter().any(|meter| text(meter, "meterApiName") == name)
+    }
+
     /// An id that the client sent is ignored.
-    fn create(&mut self, mut meter: Meter, now_millis: i64) -> Result<Meter, Answer> {
-        let (name, locking_status) = checked(&meter)?;
+    fn create(&mut self, mut meter: Meter, now_millis: i64, facts: &Facts) -> Result<Meter, Answer> {
+        let (name, locking_status) = checked(&meter, facts)?;
         self.check_free(&name, None)?;
-        meter.insert("id".to_owned(), Uuid::new_v4().to_string().into());
+        if facts.ignores_sent_meter_ids || optional(&meter, "id")?.is_none() {
+            meter.insert("id".to_owned(), Uuid::new_v4().to_string().into());
+        }
         meter.insert("lockingStatus".to_owned(), locking_status.unwrap_or_else(|| OPEN.to_owned()).into());
         meter.insert("createTime".to_owned(), now_millis.into());
         meter.insert("updateTime".to_owned(), now_millis.into());
@@ -93,8 +97,13 @@ impl Meters {
     }
 
     /// Replaces the meter whole; an absent `lockingStatus` stays as it is.
-    fn update(&mut self, mut meter: Meter, now_millis: i64) -> Result<Meter, Answer> {
-        let (name, locking_status) = checked(&meter)?;
+    fn update(&mut self, mut meter: Meter, now_millis: i64, facts: &Facts) -> Result<Meter, Answer> {
+        let (name, locking_status) = checked(&meter, facts)?;
+        if !facts.updates_meters_by_id_only
+            && let Some(stored) = self.list(Some(&name)).first()
+        {
+            meter.insert("id".to_owned(), text(stored, "id").into());
+        }
         let Some(id) = optional(&meter, "id")? else {
             self.check_free(&name, None)?;
             return Err(Answer::bad_request("id is missing"));
@@ -103,7 +112,7 @@ impl Meters {
         let stored = self.0.iter_mut().find(|stored| text(stored, "id") == id).ok_or_else(|| not_found(&id))?;
         let from = text(stored, "lockingStatus");
         let to = locking_status.unwrap_or_else(|| from.to_owned());
-        if !may_move(from, &to) {
+        if facts.locking_is_one_way && !may_move(from, &to) {
             return Err(Answer::bad_request(format!("'lockingStatus' cannot change from {from} to {to}")));
         }
         meter.insert("lockingStatus".to_owned(), to.into());
@@ -114,11 +123,14 @@ impl Meters {
     }
 
     /// Does nothing, and says so to nobody, where there is no such id: an api name given in its place goes unnoticed.
-    fn delete(&mut self, id: &str) -> Result<Answer, Answer> {
+    fn delete(&mut self, id: &str, facts: &Facts) -> Result<Answer, Answer> {
         let done = Answer::new(StatusCode::OK, "");
-        let Some(at) = self.0.iter().position(|meter| text(meter, "id") == id) else { return Ok(done) };
+        let is_meant = |meter: &Meter| {
+            text(meter, "id") == id || !facts.ignores_deletion_by_name && text(meter, "meterApiName") == id
+        };
+        let Some(at) = self.0.iter().position(is_meant) else { return Ok(done) };
         let locking_status = text(&self.0[at], "lockingStatus");
-        if locking_status != DEPRECATED {
+        if facts.deletes_deprecated_meters_only && locking_status != DEPRECATED {
             let reason = format!("'lockingStatus' {locking_status} prevents meter from being deleted");
             return Err(Answer::bad_request(reason));
         }
@@ -137,10 +149,11 @@ impl Meters {
 }
 
 /// The name and locking status of a meter that has all it needs.
-fn checked(meter: &Meter) -> Result<(String, Option<String>), Answer> {
+fn checked(meter: &Meter, facts: &Facts) -> Result<(String, Option<String>), Answer> {
     let name = required(meter, "meterApiName")?;
     required(meter, "label")?;
-    if !METER_TYPES.contains(&required(meter, "meterType")?.as_str()) {
+    let meter_type = required(meter, "meterType")?;
+    if facts.meter_types.as_ref().is_some_and(|types| !types.contains(&meter_type)) {
         return Err(Answer::bad_request("Invalid meter type"));
     }
     let locking_status = optional(meter, "lockingStatus")?;

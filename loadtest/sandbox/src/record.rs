@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use crate::facts::Facts;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
@@ -16,6 +17,16 @@ pub(crate) struct Batch<'a> {
     pub(crate) records: Vec<Record<'a>>,
     /// Top-level keys that Amberflo would ignore without a word, once for each record that has them.
     pub(crate) unknown_keys: Vec<Cow<'a, str>>,
+    pub(crate) form: Form,
+}
+
+/// The form of a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    Array,
+    SingleObject,
+    /// Objects one after another, each on a line by custom.
+    Ndjson,
 }
 
 /// One valid record, borrowing from the body. Numbers keep their text, so that every digit survives and `1` and `1.0`
@@ -49,20 +60,39 @@ pub(crate) enum Invalid {
 
 impl<'a> Batch<'a> {
     /// Reads a JSON array, a single object, or objects one after another (NDJSON).
-    pub(crate) fn parse(body: &'a str) -> Result<Self, Invalid> {
+    ///
+    /// Unless the whole is refused for one invalid record, only the valid ones are answered, if there are any.
+    pub(crate) fn parse(body: &'a str, refuses_whole: bool) -> Result<Self, Invalid> {
+        let is_array = body.trim_ascii_start().starts_with('[');
         let raw: Vec<&'a RawValue> = match body.trim_ascii_start().as_bytes().first() {
             None => return Err(Invalid::Empty),
             Some(b'[') => serde_json::from_str(body)?,
             Some(_) => serde_json::Deserializer::from_str(body).into_iter().collect::<Result<_, _>>()?,
         };
-        let mut batch = Self { records: Vec::with_capacity(raw.len()), unknown_keys: Vec::new() };
+        let form = match raw.len() {
+            _ if is_array => Form::Array,
+            0 | 1 => Form::SingleObject,
+            _ => Form::Ndjson,
+        };
+        let mut batch = Self { records: Vec::with_capacity(raw.len()), unknown_keys: Vec::new(), form };
+        let mut invalid = None;
         for (index, raw) in raw.into_iter().enumerate() {
-            let fields = Fields::parse(raw.get()).map_err(|reason| Invalid::Record { index, reason })?;
-            let record = Record::check(&fields, raw.get()).map_err(|reason| Invalid::Record { index, reason })?;
-            batch.records.push(record);
-            batch.unknown_keys.extend(fields.unknown);
+            let checked = Fields::parse(raw.get())
+                .and_then(|fields| Ok((Record::check(&fields, raw.get())?, fields.unknown)))
+                .map_err(|reason| Invalid::Record { index, reason });
+            match checked {
+                Ok((record, unknown)) => {
+                    batch.records.push(record);
+                    batch.unknown_keys.extend(unknown);
+                }
+                Err(error) if refuses_whole => return Err(error),
+                Err(error) => invalid = invalid.or(Some(error)),
+            }
         }
-        Ok(batch)
+        match invalid {
+            Some(error) if batch.records.is_empty() => Err(error),
+            _ => Ok(batch),
+        }
     }
 }
 
@@ -101,14 +131,19 @@ impl<'a> Record<'a> {
         single.into_iter().chain(self.values.iter().map(|(meter, value)| (meter.as_ref(), *value)))
     }
 
-    /// A hash of every attribute Amberflo knows: equal for two records if and only if they are copies.
-    pub(crate) fn attributes(&self) -> u128 {
+    /// A hash of every attribute that Amberflo compares: equal for two records if and only if they are copies.
+    pub(crate) fn attributes(&self, facts: &Facts) -> u128 {
         let mut digest = Digest::new(b'a');
-        digest.text(&self.customer_id).text(&self.meter_api_name).text(self.value.unwrap_or_default());
-        digest.number(self.time_millis.cast_unsigned());
+        if !facts.compares_values_not_bytes {
+            return digest.text(self.raw).finish();
+        }
+        let value = self.value.filter(|_| facts.compares_values);
+        digest.text(&self.customer_id).text(&self.meter_api_name).text(value.unwrap_or_default());
+        digest.number(if facts.compares_times { self.time_millis.cast_unsigned() } else { 0 });
         digest.number(u64::from(self.unique_id.is_some())).text(self.unique_id.as_deref().unwrap_or_default());
-        digest.number(self.dimensions.len() as u64);
-        for (name, value) in &self.dimensions {
+        let dimensions = if facts.compares_dimensions { &self.dimensions[..] } else { &[] };
+        digest.number(dimensions.len() as u64);
+        for (name, value) in dimensions {
             digest.text(name).text(value);
         }
         digest.number(self.values.len() as u64);
@@ -282,11 +317,11 @@ mod tests {
     const GOOD: &str = r#"{"customerId":"c","meterApiName":"m","meterTimeInMillis":5,"meterValue":1,"uniqueId":"u","dimensions":{"b":"2","a":"1"}}"#;
 
     fn attributes(json: &str) -> u128 {
-        Batch::parse(json).unwrap().records[0].attributes()
+        Batch::parse(json, true).unwrap().records[0].attributes(&Facts::default())
     }
 
     fn refused(json: &str) -> String {
-        Batch::parse(json).unwrap_err().to_string()
+        Batch::parse(json, true).unwrap_err().to_string()
     }
 
     #[test]
@@ -297,7 +332,7 @@ mod tests {
             (format!("{GOOD}\n{GOOD}\r\n\n{GOOD}\n"), 3),
             (" []".to_owned(), 0),
         ] {
-            assert_eq!(Batch::parse(&body).unwrap().records.len(), records, "{body}");
+            assert_eq!(Batch::parse(&body, true).unwrap().records.len(), records, "{body}");
         }
         assert!(refused("").contains("empty"));
         assert!(refused("[{").contains("invalid JSON"));
@@ -349,7 +384,7 @@ mod tests {
     #[test]
     fn values_bill_each_meter_and_unknown_keys_are_named() {
         let body = r#"{"customerId":"c","meterTimeInMillis":1,"values":{"b":2.5,"a":12345678901234567890123},"extra":1,"costumerId":2}"#;
-        let batch = Batch::parse(body).unwrap();
+        let batch = Batch::parse(body, true).unwrap();
         assert_eq!(batch.unknown_keys, ["extra", "costumerId"]);
         let billed: Vec<_> = batch.records[0].billed().collect();
         assert_eq!(billed, [("a", "12345678901234567890123"), ("b", "2.5")]);

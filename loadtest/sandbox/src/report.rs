@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The ledger at one moment.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct LedgerSnapshot {
     /// Records billed.
     pub events: u64,
@@ -32,7 +32,7 @@ impl LedgerSnapshot {
 }
 
 /// The bill of one customer for one meter.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LedgerLine {
     /// Whom.
     pub customer_id: String,
@@ -47,7 +47,7 @@ pub struct LedgerLine {
 }
 
 /// A sum of meter values: exact for integers; the others by floating point, in order of arrival.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Total {
     /// The sum of values written without a fraction or exponent.
     pub integers: i128,
@@ -72,12 +72,12 @@ impl Total {
 }
 
 /// A billed record, kept whole.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredRecord {
     /// Its position among all billed records, from 0.
     pub index: u64,
     /// Time since the sandbox started, when it was accepted.
-    #[serde(rename = "at_ms", serialize_with = "crate::human::millis")]
+    #[serde(rename = "at_ms", serialize_with = "crate::human::millis", deserialize_with = "crate::human::from_millis")]
     pub at: Duration,
     /// `customerId`
     pub customer_id: String,
@@ -98,7 +98,7 @@ pub struct StoredRecord {
 }
 
 /// An event that a customer pays for more than once.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DoubleBilled {
     /// `customerId`
     pub customer_id: String,

@@ -31,7 +31,7 @@ async fn usage(State(sandbox): State<Sandbox>, request: Request) -> Response {
         let query: Query = call.json()?;
         call.needs_records()?;
         let window = Window::of(&query, call.now_millis() / 1000)?;
-        let mut report = Report::of(&query, &window, events(state, sandbox.shared.started_at))?;
+        let mut report = Report::of(&query, &window, events(call.sandbox, state))?;
         let metadata = [
             ("account", Value::Null),
             ("aggregation", asked.get("aggregation").cloned().unwrap_or_else(|| "SUM".into())),

@@ -35,7 +35,7 @@ async fn usage_events(State(sandbox): State<Sandbox>, request: Request) -> Respo
             None => Token { seen: state.ledger.records().len() as u64, offset: 0 },
             Some(text) => Token::read(text, &query).ok_or_else(|| Answer::bad_request("Invalid nextPageToken"))?,
         };
-        let mut found: Vec<_> = events(state, sandbox.shared.started_at)
+        let mut found: Vec<_> = events(call.sandbox, state)
             .filter(|event| event.record.index < from.seen && query.selects(event))
             .collect();
         found.sort_by_key(|event| event.record.time_millis);
@@ -43,7 +43,11 @@ async fn usage_events(State(sandbox): State<Sandbox>, request: Request) -> Respo
             found.reverse();
         }
         found.truncate(query.limit.map_or(usize::MAX, NonZeroUsize::get));
-        Ok(Answer::json(&Page::of(&found, query, page_size, from)))
+        let mut page = Page::of(&found, query, page_size, from);
+        if !state.facts.names_unique_ids {
+            page.columns.iter_mut().filter(|column| *column == "uniqueId").for_each(|column| *column = "id".to_owned());
+        }
+        Ok(Answer::json(&page))
     })
     .await
 }

@@ -49,6 +49,11 @@ async fn faults_befall_the_calls_they_name() {
         proxy.set([Fault::hang()]);
         let error = list().await.unwrap_err();
         assert!(matches!(error, aws_sdk_kinesis::error::SdkError::TimeoutError(_)), "{error:?}");
+        proxy.set([Fault::slow(Duration::from_secs(3600))]);
+        let error = list().await.unwrap_err();
+        assert!(matches!(error, aws_sdk_kinesis::error::SdkError::TimeoutError(_)), "{error:?}");
+        proxy.set([Fault::slow(Duration::from_millis(1))]);
+        list().await.unwrap();
         proxy.clear();
         list().await.unwrap();
     })

@@ -1,4 +1,4 @@
-use amberflo_sandbox::{Faults, Sandbox, SandboxConfig, Trigger};
+use amberflo_sandbox::{Faults, LedgerSnapshot, Sandbox, SandboxConfig, StoredRecord, Trigger};
 use http::StatusCode;
 use serde_json::{Value, json};
 
@@ -38,6 +38,25 @@ async fn events_need_kept_records() {
     let answer = call(&sandbox, "GET", "/sandbox/events", &[], "").await;
     assert_eq!(answer.status, StatusCode::CONFLICT);
     assert!(answer.body.contains("--keep-records"));
+}
+
+#[tokio::test]
+async fn records_are_paged_in_order_of_acceptance_and_can_be_read_back() {
+    let sandbox = sandbox(Faults::default());
+    send(&sandbox, batch(&["1", "2", "2", "3"])).await;
+    let page = get(&sandbox, "/sandbox/records?limit=2").await;
+    assert_eq!((&page["total"], &page["next_offset"]), (&json!(3), &json!(2)));
+    assert!(page["started_at_ms"].as_f64().unwrap() > 1e12, "{page}");
+    let read = |page: &Value| serde_json::from_value::<Vec<StoredRecord>>(page["items"].clone()).unwrap();
+    let mut records = read(&page);
+    records.extend(read(&get(&sandbox, "/sandbox/records?limit=2&offset=2").await));
+    let ids: Vec<_> = records.iter().map(|record| record.unique_id.as_deref().unwrap()).collect();
+    assert_eq!((ids, records[1].copies), (vec!["1", "2", "3"], 1));
+    assert_eq!(records[0].raw, sandbox.records()[0].raw);
+    let ledger: LedgerSnapshot = serde_json::from_value(get(&sandbox, "/sandbox/ledger").await).unwrap();
+    assert_eq!(ledger, sandbox.ledger());
+    let none = Sandbox::new(SandboxConfig { keep_records: false, ..SandboxConfig::default() });
+    assert_eq!(call(&none, "GET", "/sandbox/records", &[], "").await.status, StatusCode::CONFLICT);
 }
 
 #[tokio::test]

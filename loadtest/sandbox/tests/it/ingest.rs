@@ -1,7 +1,9 @@
 use std::num::NonZeroUsize;
 
 use amberflo_sandbox::{Faults, Sandbox, SandboxConfig};
-use http::StatusCode;
+use axum::body::Body;
+use http::{Request, StatusCode};
+use tower::ServiceExt as _;
 
 use crate::{batch, event, gzip, sandbox, send, send_with};
 
@@ -21,7 +23,18 @@ async fn accepts_arrays_objects_ndjson_and_gzip() {
     let ids: Vec<_> = sandbox.records().into_iter().filter_map(|record| record.unique_id).collect();
     assert_eq!(ids, ["1", "2", "3", "4", "5", "6"]);
     assert_eq!(sandbox.records()[0].raw, event("1"));
+    assert_eq!(sandbox.records_after(1), sandbox.records()[1..]);
+    assert!(sandbox.records_after(usize::MAX).is_empty());
     assert!(sandbox.stats().unknown_keys.is_empty());
+}
+
+/// The official Python SDK posts to `/ingest/`.
+#[tokio::test]
+async fn the_path_may_end_with_a_slash() {
+    let sandbox = sandbox(Faults::default());
+    let request = Request::post("/ingest/").header("x-api-key", "sandbox-key").body(Body::from(event("1"))).unwrap();
+    assert_eq!(sandbox.router().oneshot(request).await.unwrap().status(), StatusCode::OK);
+    assert_eq!(sandbox.ledger().events, 1);
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 
 mod admin;
 mod customers;
+mod facts;
 mod faults;
 mod filtering_rules;
 mod ingest;
