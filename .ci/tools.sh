@@ -56,6 +56,17 @@ from_debian() {
     are_in "$directory" "$@"
 }
 
+# library_from_debian DIRECTORY PACKAGE FILE: a Debian package's library. It appears whole or not at all.
+library_from_debian() {
+    local directory=$1 package=$2 file=$3 unpacked
+    [ -e "$directory/$file" ] && return
+    mkdir -p "$directory" && unpacked=$(mktemp -d "$directory/.unpacked-XXXXXX") || return
+    (cd "$unpacked" && download "$package" && dpkg-deb -x ./*.deb . && find usr -name "$file" -exec mv {} . \;) &&
+        mv -f "$unpacked/$file" "$directory/"
+    rm -rf "$unpacked"
+    [ -e "$directory/$file" ]
+}
+
 # download PACKAGE: the file of a Debian package. On a fresh machine the lists of packages are fetched first: that needs root.
 download() {
     apt-get download -qq "$1" 2>/dev/null || { [ "$(id -u)" = 0 ] && apt-get update -qq && apt-get download -qq "$1"; }

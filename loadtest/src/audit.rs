@@ -3,15 +3,20 @@
 //! Pure, so that the tests below can plant every kind of failure and see it reported. The bill is looked at twice, by
 //! event and by the total of each customer and meter, and the two are kept independent: the totals are the sandbox's.
 
+mod bills;
+mod letters;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
 
 use amberflo_sandbox::{DoubleBilled, LedgerSnapshot, StoredRecord, Total};
-use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
+use serde::Serialize;
 use shared::dead_letter::DeadLetter;
 use shared::reason::Reason;
 
 use crate::truth::{Truth, ValidEvent};
+use bills::{Expected, Line};
+use letters::Letters;
 
 /// So many findings are told in words; all are counted.
 const FINDINGS_MAX: usize = 20;
@@ -25,6 +30,26 @@ pub struct Bill {
     pub ledger: LedgerSnapshot,
     /// Events billed more than once, as Amberflo's side sees it.
     pub billed_more_than_once: Vec<DoubleBilled>,
+    /// Meters whose records are not shown: their events are judged by totals alone.
+    pub sums_only: BTreeSet<String>,
+    /// The totals are rounded to doubles.
+    pub is_rounded: bool,
+}
+
+/// What of a ledger is to be judged.
+#[derive(Clone, Debug, Default)]
+pub struct Scope {
+    /// The names of the runs: what has none of them in its `uniqueId` or its customer's is somebody else's. Empty:
+    /// everything is ours.
+    pub runs: Vec<String>,
+    /// From the start of the acknowledged call to the ledger, at most; only where records have a time of acceptance.
+    pub late_after: Option<Duration>,
+}
+
+impl Scope {
+    fn has(&self, text: &str) -> bool {
+        self.runs.is_empty() || self.runs.iter().any(|run| text.contains(run.as_str()))
+    }
 }
 
 /// The result. Only acknowledged entries count: before that, nobody promised anything.
@@ -62,10 +87,39 @@ pub struct Audit {
     pub missing_dead_letters: u64,
     /// Dead letters, and billed records, that should not exist.
     pub unexpected: u64,
+    /// Bills below what was used, without an event that would explain it.
+    pub underbilled: u64,
+    /// Events billed later than the bound, where one was given.
+    pub late: u64,
+    /// Events that were made and never acknowledged: billed or not, both is right.
+    pub unacknowledged: u64,
+    /// Events that could only be judged by totals.
+    pub judged_by_sums: u64,
+    /// Billed records of others, which were not judged.
+    pub foreign_records: u64,
+    /// Dead letters of others.
+    pub foreign_letters: u64,
     /// By meter, in order of name.
     pub meters: Vec<MeterLine>,
+    /// By tenant and meter, in order of name.
+    #[serde(skip)]
+    pub lines: Vec<TenantLine>,
     /// The first failures in words.
     pub findings: Vec<String>,
+}
+
+/// The reconciliation of one tenant's use of one meter.
+#[derive(Debug, Serialize)]
+pub struct TenantLine {
+    /// `tenantId`
+    pub tenant: String,
+    /// The counts and totals.
+    #[serde(flatten)]
+    pub line: MeterLine,
+    /// Valid events that are neither billed nor in the dead letters.
+    pub lost: u64,
+    /// Whether anything is wrong with it.
+    pub is_sound: bool,
 }
 
 /// One meter's reconciliation.
@@ -91,11 +145,17 @@ impl Audit {
     /// Compares. `letters` may hold copies.
     #[must_use]
     pub fn of(truth: &Truth, bill: &Bill, letters: &[DeadLetter]) -> Self {
+        Self::within(&Scope::default(), truth, bill, letters)
+    }
+
+    /// Compares what belongs to the scope.
+    #[must_use]
+    pub fn within(scope: &Scope, truth: &Truth, bill: &Bill, letters: &[DeadLetter]) -> Self {
         let mut audit = Self::default();
-        let letters = Letters::read(letters, &mut audit);
+        let letters = Letters::read(letters, scope, &mut audit);
         audit.malformed_events(truth, &letters);
-        let expected = audit.valid_events(truth, bill, &letters);
-        audit.bills(&expected, bill);
+        let expected = audit.valid_events(scope, truth, bill, &letters);
+        audit.bills(expected, bill);
         audit.unexpected_letters(truth, &letters);
         audit
     }
@@ -103,7 +163,11 @@ impl Audit {
     /// Whether every promise was kept.
     #[must_use]
     pub fn passed(&self) -> bool {
-        self.lost + self.double_billed + self.misbilled + self.missing_dead_letters + self.unexpected == 0
+        let [failures, more] = [
+            [self.lost, self.double_billed, self.misbilled, self.missing_dead_letters],
+            [self.unexpected, self.underbilled, self.late, 0],
+        ];
+        failures.iter().chain(&more).sum::<u64>() == 0
     }
 
     fn find(&mut self, finding: String) {
@@ -113,7 +177,11 @@ impl Audit {
     }
 
     fn malformed_events(&mut self, truth: &Truth, letters: &Letters) {
-        for event in truth.malformed.iter().filter(|event| event.acknowledged > 0) {
+        for event in &truth.malformed {
+            if event.acknowledged == 0 {
+                self.unacknowledged += 1;
+                continue;
+            }
             self.emitted += event.acknowledged;
             self.malformed += 1;
             self.duplicates += event.acknowledged - 1;
@@ -125,28 +193,46 @@ impl Audit {
     }
 
     /// Judges every event, and answers what each customer must pay for each meter.
-    fn valid_events<'a>(&mut self, truth: &'a Truth, bill: &'a Bill, letters: &Letters) -> Expected<'a> {
+    fn valid_events<'a>(&mut self, scope: &Scope, truth: &'a Truth, bill: &'a Bill, letters: &Letters) -> Expected<'a> {
+        let mut expected = Expected::default();
         let mut billed: HashMap<&str, Vec<&StoredRecord>> = HashMap::new();
         for record in &bill.records {
-            billed.entry(record.unique_id.as_deref().unwrap_or_default()).or_default().push(record);
+            let id = record.unique_id.as_deref().unwrap_or_default();
+            // A run's customers are its own: they pay for no other event, whatever its `uniqueId`.
+            if scope.has(id) || scope.has(&record.customer_id) {
+                billed.entry(id).or_default().push(record);
+            } else {
+                self.foreign_records += 1;
+                expected.foreign(record);
+            }
         }
         let several = billed.iter().filter(|(_, records)| records.len() > 1).map(|(id, _)| *id);
-        let several: BTreeSet<&str> =
-            several.chain(bill.billed_more_than_once.iter().map(|event| event.unique_id.as_str())).collect();
+        let named = bill.billed_more_than_once.iter().map(|event| event.unique_id.as_str());
+        let several: BTreeSet<&str> = several.chain(named.filter(|id| scope.has(id))).collect();
         for id in &several {
             self.double_billed += 1;
             self.find(format!("billed more than once: {id}"));
         }
-        let mut expected = Expected::default();
         for event in &truth.valid {
             let records = billed.remove(event.unique_id.as_str()).unwrap_or_default();
-            let line = expected.lines.entry((&event.tenant, event.meter)).or_default();
+            let line = expected.line(event);
             line.has_double |= several.contains(event.unique_id.as_str());
+            let is_known = !bill.sums_only.contains(&*event.meter);
             if event.acknowledged() > 0 {
-                self.valid_event(event, &records, letters, line);
-            } else if let Some(record) = records.first() {
-                // Stored, but the producer never learnt it: a legitimate outcome of a run that was cut short.
-                line.expected.push(record.value.clone().unwrap_or_default());
+                let failures = self.failures();
+                self.valid_event(scope, event, is_known.then_some(&records), letters, line);
+                line.has_finding |= self.failures() > failures;
+            } else {
+                self.unacknowledged += 1;
+                match records.first() {
+                    // Stored, but the producer never learnt it: a legitimate outcome of a run that was cut short.
+                    Some(record) => {
+                        line.expected.push(record.value.clone().unwrap_or_default());
+                        line.has_finding |= self.is_misbilled(event, record);
+                    }
+                    None if !is_known => line.possible.extend(event.variants.iter().map(|v| v.value.clone())),
+                    None => {}
+                }
             }
         }
         for (id, records) in billed {
@@ -156,19 +242,32 @@ impl Audit {
         expected
     }
 
-    fn valid_event(&mut self, event: &ValidEvent, records: &[&StoredRecord], letters: &Letters, line: &mut Line) {
+    fn failures(&self) -> u64 {
+        self.lost + self.misbilled + self.unexpected
+    }
+
+    /// `records` are those of the event, where its meter's are shown.
+    fn valid_event(
+        &mut self,
+        scope: &Scope,
+        event: &ValidEvent,
+        records: Option<&Vec<&StoredRecord>>,
+        letters: &Letters,
+        line: &mut Line,
+    ) {
         let emitted = event.acknowledged();
         let contents = event.variants.iter().filter(|variant| variant.acknowledged > 0).count() as u64;
         self.emitted += emitted;
         self.unique_valid += 1;
         self.conflicts_emitted += contents - 1;
         self.duplicates += emitted - contents;
-        line.emitted += emitted;
-        line.unique_valid += 1;
+        line.sums.emitted += emitted;
+        line.sums.unique_valid += 1;
+        let record = records.and_then(|records| records.first());
 
         // Which content won is for the stream's order to say; all others must be conflicts. Where none is billed, the
         // one without a dead letter must be the one that won.
-        let value = records.first().and_then(|record| record.value.as_deref());
+        let value = record.and_then(|record| record.value.as_deref());
         let billed = event.variants.iter().position(|variant| Some(variant.value.as_str()) == value);
         let acknowledged = || (0..event.variants.len()).filter(|&index| event.variants[index].acknowledged > 0);
         let missing = acknowledged().find(|&index| letters.get(&event.variants[index].detail).is_none());
@@ -178,14 +277,15 @@ impl Audit {
         if !event.is_poison {
             line.expected.push(winning.value.clone());
         }
-        match records.first() {
+        match record {
             Some(record) => {
                 self.delivered += 1;
-                line.delivered += 1;
-                if let Some(wrong) = difference(event, record) {
-                    self.misbilled += 1;
-                    self.find(format!("{} was billed with {wrong}: {}", event.unique_id, record.raw));
+                line.sums.delivered += 1;
+                if let Some(took) = late(scope, winning.sent, record.at) {
+                    self.late += 1;
+                    self.find(format!("{} was billed late, after {took:.1?}", event.unique_id));
                 }
+                self.is_misbilled(event, record);
                 if event.is_poison || is_dead_lettered {
                     self.unexpected += 1;
                     self.find(format!("{} is billed, and should not be or is a dead letter too", event.unique_id));
@@ -193,15 +293,17 @@ impl Audit {
             }
             None if event.is_poison && letters.has(&winning.detail, Reason::Rejected) => {
                 self.refused += 1;
-                line.refused += 1;
+                line.sums.refused += 1;
             }
             None if is_dead_lettered => {
                 self.unexpected += 1;
                 let reasons = letters.get(&winning.detail);
                 self.find(format!("{} is good, but was dead-lettered: {reasons:?}", event.unique_id));
             }
+            None if records.is_none() => self.judged_by_sums += 1,
             None => {
                 self.lost += 1;
+                line.lost += 1;
                 self.find(format!("lost: {}", winning.detail));
             }
         }
@@ -218,125 +320,43 @@ impl Audit {
         }
     }
 
-    /// Compares the totals of each customer and meter, and sums them up by meter.
-    fn bills(&mut self, expected: &Expected<'_>, bill: &Bill) {
-        let mut meters = BTreeMap::<&str, MeterLine>::new();
-        for (&(tenant, meter), line) in &expected.lines {
-            let billed = bill.ledger.line(tenant, meter).map(|line| line.total).unwrap_or_default();
-            let must = line.expected.iter().fold(Total::default(), |sum, value| plus(sum, parse(value)));
-            if exceeds(billed, must) && !line.has_double {
-                self.double_billed += 1;
-                self.find(format!("{tenant} pays {} for {meter}, more than {}", billed.as_f64(), must.as_f64()));
-            }
-            let sum = meters.entry(meter).or_default();
-            sum.emitted += line.emitted;
-            sum.unique_valid += line.unique_valid;
-            sum.delivered += line.delivered;
-            sum.refused += line.refused;
-            sum.expected = plus(sum.expected, must);
-            sum.billed = plus(sum.billed, billed);
+    /// Says what is wrong with the bill of this event, if anything is.
+    fn is_misbilled(&mut self, event: &ValidEvent, record: &StoredRecord) -> bool {
+        let wrong = difference(event, record);
+        if let Some(wrong) = wrong {
+            self.misbilled += 1;
+            self.find(format!("{} was billed with {wrong}: {}", event.unique_id, record.raw));
         }
-        let known = |line: &&amberflo_sandbox::LedgerLine| {
-            expected.lines.contains_key(&(line.customer_id.as_str(), line.meter_api_name.as_str()))
-        };
-        let stray: Vec<_> = bill.ledger.lines.iter().filter(|line| line.events > 0 && !known(line)).collect();
-        for line in stray {
-            self.double_billed += 1;
-            self.find(format!("{} pays for {}, and used none", line.customer_id, line.meter_api_name));
-        }
-        self.meters = meters.into_iter().map(|(meter, line)| MeterLine { meter: meter.to_owned(), ..line }).collect();
+        wrong.is_some()
     }
 
     fn unexpected_letters(&mut self, truth: &Truth, letters: &Letters) {
         let variants = truth.valid.iter().flat_map(|event| &event.variants).map(|variant| &*variant.detail);
         let known: BTreeSet<&str> = variants.chain(truth.malformed.iter().map(|event| &*event.detail)).collect();
-        for detail in letters.0.keys().filter(|detail| !known.contains(detail.as_str())) {
+        for detail in letters.details().filter(|detail| !known.contains(detail.as_str())) {
             self.unexpected += 1;
             self.find(format!("a dead letter that nobody emitted: {detail}"));
         }
     }
 }
 
-/// What each customer must pay for each meter.
-#[derive(Default)]
-struct Expected<'a> {
-    lines: BTreeMap<(&'a str, &'a str), Line>,
+/// How long after the call the record was accepted, if that is too long.
+fn late(scope: &Scope, sent: Option<Duration>, at: Duration) -> Option<Duration> {
+    let took = at.saturating_sub(sent?);
+    (took > scope.late_after?).then_some(took)
 }
 
-#[derive(Default)]
-struct Line {
-    emitted: u64,
-    unique_valid: u64,
-    delivered: u64,
-    refused: u64,
-    expected: Vec<String>,
-    has_double: bool,
-}
-
-/// The reasons of dead letters by the `detail` of their event, byte for byte as it was emitted.
-struct Letters(HashMap<String, BTreeSet<String>>);
-
-impl Letters {
-    fn read(letters: &[DeadLetter], audit: &mut Audit) -> Self {
-        #[derive(Deserialize)]
-        struct Envelope<'a> {
-            #[serde(borrow)]
-            detail: &'a RawValue,
-        }
-        let mut by_detail = HashMap::<String, BTreeSet<String>>::new();
-        for letter in letters {
-            // The local store keeps every payload.
-            let payload = letter.payload.stored().map_or(&[][..], |payload| payload);
-            let detail = match serde_json::from_slice::<Envelope<'_>>(payload) {
-                Ok(envelope) => envelope.detail.get().to_owned(),
-                Err(_) => String::from_utf8_lossy(payload).into_owned(),
-            };
-            if by_detail.entry(detail).or_default().insert(letter.reason.clone()) {
-                *audit.dead_letters.entry(letter.reason.clone()).or_default() += 1;
-                audit.dead_lettered += 1;
-            } else {
-                audit.dead_letter_copies += 1;
-            }
-        }
-        Self(by_detail)
-    }
-
-    fn get(&self, detail: &str) -> Option<&BTreeSet<String>> {
-        self.0.get(detail)
-    }
-
-    /// Whether the event is here for this reason and no other.
-    fn has(&self, detail: &str, reason: Reason) -> bool {
-        self.get(detail).is_some_and(|reasons| reasons.iter().all(|given| given == reason.as_str()))
-    }
-}
-
-/// What is wrong with the bill of this event.
-fn difference(event: &ValidEvent, record: &StoredRecord) -> Option<&'static str> {
+/// What is wrong with the bill of this event, if anything is.
+pub fn difference(event: &ValidEvent, record: &StoredRecord) -> Option<&'static str> {
     let is_known = event.variants.iter().any(|variant| Some(&variant.value) == record.value.as_ref());
     let checks = [
         (is_known, "another value"),
         (record.customer_id == event.tenant, "another customer"),
-        (record.meter_api_name == event.meter, "another meter"),
+        (*record.meter_api_name == *event.meter, "another meter"),
         (event.time.is_none_or(|time| time == record.time_millis), "another time"),
-        (record.dimensions == event.dimensions, "other dimensions"),
+        (record.dimensions == *event.dimensions, "other dimensions"),
     ];
     checks.into_iter().find(|(ok, _)| !ok).map(|(_, what)| what)
-}
-
-fn parse(value: &str) -> Total {
-    match value.parse() {
-        Ok(integers) => Total { integers, decimals: 0.0 },
-        Err(_) => Total { integers: 0, decimals: value.parse().unwrap_or_default() },
-    }
-}
-
-fn plus(a: Total, b: Total) -> Total {
-    Total { integers: a.integers + b.integers, decimals: a.decimals + b.decimals }
-}
-
-fn exceeds(billed: Total, must: Total) -> bool {
-    (billed.integers - must.integers) as f64 + (billed.decimals - must.decimals) > 0.0
 }
 
 #[cfg(test)]

@@ -7,7 +7,8 @@ use amberflo_sandbox::{DoubleBilled, LedgerLine, LedgerSnapshot, StoredRecord, T
 use shared::dead_letter::{DeadLetter, Payload};
 use shared::reason::Reason;
 
-use super::{Audit, Bill};
+use super::bills::{parse, plus};
+use super::{Audit, Bill, Scope};
 use crate::truth::{MalformedEvent, Truth, ValidEvent, Variant};
 
 const NOW: i64 = 1_790_000_000_000;
@@ -19,7 +20,8 @@ fn variant(value: &str, detail: &str, acknowledged: u64) -> Variant {
 fn event(unique_id: &str, variants: Vec<Variant>, is_poison: bool) -> ValidEvent {
     let dimensions = BTreeMap::from([("plan".to_owned(), "pro".to_owned())]);
     let (tenant, unique_id) = ("t1".to_owned(), unique_id.to_owned());
-    ValidEvent { tenant, meter: "calls", unique_id, time: Some(NOW), dimensions, variants, is_poison }
+    let (meter, dimensions) = ("calls".into(), dimensions.into());
+    ValidEvent { tenant, meter, unique_id, time: Some(NOW), dimensions, variants, is_poison }
 }
 
 /// A plain event with a retry, a conflict whose second content won, a poisoned event, and a malformed one.
@@ -64,10 +66,10 @@ fn bill(records: Vec<StoredRecord>) -> Bill {
             absorbed_copies: 0,
         });
         line.events += 1;
-        line.total = super::plus(line.total, super::parse(record.value.as_deref().unwrap()));
+        line.total = plus(line.total, parse(record.value.as_deref().unwrap()));
     }
     let ledger = LedgerSnapshot { lines: lines.into_values().collect(), ..LedgerSnapshot::default() };
-    Bill { records, ledger, billed_more_than_once: Vec::new() }
+    Bill { records, ledger, ..Bill::default() }
 }
 
 fn sound_bill() -> Bill {
@@ -222,6 +224,96 @@ fn what_was_never_acknowledged_is_nobodys_loss() {
     truth.valid[0].variants[0].acknowledged = 0;
     truth.malformed[0].acknowledged = 0;
     assert_eq!(failures(&truth, &sound_bill(), &sound_letters()), [0; 5]);
-    let bill = bill(vec![record("b", "97"), record("q", "0.25")]);
-    assert_eq!(failures(&truth, &bill, &sound_letters()[..2]), [0; 5]);
+    let less = bill(vec![record("b", "97"), record("q", "0.25")]);
+    assert_eq!(failures(&truth, &less, &sound_letters()[..2]), [0; 5]);
+    // Either is right, but not a bill for something else.
+    let other = bill(vec![record("a", "6"), record("b", "97"), record("q", "0.25")]);
+    assert_eq!(failures(&truth, &other, &sound_letters()), [0, 0, 1, 0, 0]);
+}
+
+#[test]
+fn a_total_that_is_too_low_is_reported() {
+    let mut bill = sound_bill();
+    bill.ledger.lines[0].total.integers -= 1;
+    let audit = Audit::of(&truth(), &bill, &sound_letters());
+    assert_eq!((audit.underbilled, audit.lost, audit.passed()), (1, 0, false));
+    assert!(!audit.lines[0].is_sound, "{:?}", audit.lines);
+}
+
+#[test]
+fn what_others_did_is_counted_and_not_judged() {
+    let mut truth = truth();
+    for event in &mut truth.valid {
+        event.unique_id = format!("{}-run1", event.unique_id);
+        for variant in &mut event.variants {
+            variant.detail = variant.detail.replace('{', r#"{"run1":0,"#).into();
+        }
+    }
+    truth.malformed[0].detail = r#"{"bad": "run1"}"#.into();
+    let records = vec![record("a-run1", "5"), record("b-run1", "97"), record("q-run1", "0.25")];
+    let letters = vec![
+        letter(r#"{"run1":0,"b":7}"#, Reason::Conflict),
+        letter(r#"{"run1":0,"p":1}"#, Reason::Rejected),
+        letter(r#"{"bad": "run1"}"#, Reason::MissingField),
+        letter(r#"{"somebody": "else"}"#, Reason::MissingField),
+    ];
+    // Of the same customer and meter, and of another.
+    let mut others = vec![record("other", "1000"), record("other", "1000"), record("stray", "1")];
+    others[2].customer_id = "t9".to_owned();
+    let all = bill([records.clone(), others].concat());
+    let scope = Scope { runs: vec!["run1".to_owned()], ..Scope::default() };
+    let audit = Audit::within(&scope, &truth, &all, &letters);
+    assert!(audit.passed(), "{:?}", audit.findings);
+    assert_eq!((audit.foreign_records, audit.foreign_letters, audit.dead_lettered), (3, 1, 3));
+    // Without the scope all that is somebody's fault.
+    assert_eq!(Audit::of(&truth, &all, &letters).unexpected, 4);
+    // Whatever the uniqueId of a record, a run's customers pay for nothing but their events.
+    for event in &mut truth.valid {
+        event.tenant = "t1-run1".to_owned();
+    }
+    let of_ours = |mut record: StoredRecord| {
+        record.customer_id = "t1-run1".to_owned();
+        record
+    };
+    let ours: Vec<_> = records.iter().cloned().map(of_ours).collect();
+    assert!(Audit::within(&scope, &truth, &bill(ours.clone()), &letters).passed());
+    let again = bill([ours, vec![of_ours(record("anew", "5"))]].concat());
+    let audit = Audit::within(&scope, &truth, &again, &letters);
+    assert_eq!((audit.unexpected, audit.double_billed, audit.foreign_records), (1, 1, 0), "{:?}", audit.findings);
+    truth.valid.iter_mut().for_each(|event| event.tenant = "t1".to_owned());
+    // It hides nothing of ours.
+    let mut less = bill(records);
+    less.ledger.lines[0].total.integers += 1;
+    assert_eq!(Audit::within(&scope, &truth, &less, &letters).double_billed, 1);
+}
+
+#[test]
+fn a_late_event_is_reported_where_a_bound_is_given() {
+    let mut bill = sound_bill();
+    bill.records[0].at = Duration::from_secs(31);
+    let late = |seconds| {
+        let scope = Scope { late_after: Some(Duration::from_secs(seconds)), ..Scope::default() };
+        let audit = Audit::within(&scope, &truth(), &bill, &sound_letters());
+        (audit.late, audit.passed())
+    };
+    assert_eq!((late(31), late(30)), ((0, true), (1, false)));
+    assert!(Audit::of(&truth(), &bill, &sound_letters()).passed());
+}
+
+#[test]
+fn a_meter_whose_records_are_not_shown_is_judged_by_its_total() {
+    let of = |total: f64| {
+        let mut bill = sound_bill();
+        bill.records.clear();
+        bill.sums_only = ["calls".to_owned()].into();
+        bill.is_rounded = true;
+        bill.ledger.lines[0].total = Total { integers: 0, decimals: total };
+        let audit = Audit::of(&truth(), &bill, &sound_letters());
+        (audit.lost, audit.underbilled, audit.double_billed, audit.judged_by_sums)
+    };
+    assert_eq!(of(102.25), (0, 0, 0, 3));
+    assert_eq!(of(102.25 * (1.0 + 2.0 * f64::EPSILON)), (0, 0, 0, 3), "rounded");
+    assert_eq!(of(102.250_000_001), (0, 0, 1, 3), "more than three roundings");
+    assert_eq!(of(97.25), (0, 1, 0, 3));
+    assert_eq!(of(109.25), (0, 0, 1, 3));
 }

@@ -3,27 +3,27 @@
 //! Throughput is given per second of CPU time (user and system, all threads of the process), which a busy machine
 //! changes less than wall time. Where two things are compared they run in turns, and medians are shown.
 
-mod bare_loop;
+pub mod bare_loop;
 mod control_api;
 mod dedup;
-mod fleet;
-mod flow;
+pub mod fleet;
+pub mod flow;
 mod gzip;
 mod idle_shards;
 mod kinesis_path;
 mod lambda_start;
 mod lease_writes;
-mod measure;
+pub mod measure;
 mod path;
-mod payload;
+pub mod payload;
 mod put_events;
 mod stages;
 mod takeover;
 mod worker_process;
 
-use std::process::Command;
 use std::time::Duration;
 
+use crate::machine::Machine;
 use payload::Payload;
 
 /// Arguments of `loadtest bench`.
@@ -164,16 +164,19 @@ pub async fn run(args: &BenchArgs) -> anyhow::Result<()> {
 }
 
 fn print_context(quick: bool) {
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let cpu = cpu.lines().find(|line| line.starts_with("model name")).and_then(|line| line.split_once(": "));
-    let cpu = cpu.map_or("unknown CPU", |(_, name)| name);
-    // The toolchain is pinned in rust-toolchain.toml, so the compiler found here is the one that built this.
-    let rustc = Command::new("rustc").arg("--version").output().ok();
-    let rustc = rustc.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
-    println!("machine  {cores} cores, {cpu}, {} {}", std::env::consts::OS, std::env::consts::ARCH);
-    println!("rustc    {}", rustc.filter(|version| !version.is_empty()).as_deref().unwrap_or("unknown"));
-    println!("profile  {}", if cfg!(debug_assertions) { "debug: the numbers mean nothing" } else { "release" });
+    print!("{}", context());
     println!("sizes    {}", if quick { "quick" } else { "full" });
     println!("cpu time CLOCK_PROCESS_CPUTIME_ID: user and system, all threads");
+}
+
+/// The machine and how this program was built, a line each.
+pub fn context() -> String {
+    let Machine { cores, cpu, os, rustc, profile } = Machine::here();
+    let profile = if profile == "debug" { "debug: the numbers mean nothing" } else { profile };
+    format!(
+        "machine  {cores} cores, {cpu}, {os}
+rustc    {rustc}
+profile  {profile}
+"
+    )
 }

@@ -19,10 +19,11 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::audit::{Audit, Bill};
 use crate::faults::{self, FIRST_KEY, SECOND_KEY};
-use crate::producer::{DETAIL_TYPE, Load, Plane, SOURCE};
+use crate::producer::{Load, Plane};
 use crate::progress::{Progress, Teller};
 use crate::report::{Report, Speed};
 use crate::service_process::{ServiceProcess, ServiceSettings};
+use crate::target::{DETAIL_TYPE, SOURCE};
 
 /// Everything is kept in memory for the audit, about a kilobyte an event.
 const EVENTS_MAX: f64 = 5e6;
@@ -30,6 +31,8 @@ const EVENTS_MAX: f64 = 5e6;
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The worker counts as settled when it was idle for so long: longer than its gauges are old and a page takes.
 const IDLE_FOR: Duration = Duration::from_millis(2500);
+/// How often the plane makes what is due.
+const TICK: Duration = Duration::from_millis(20);
 const POLL: Duration = Duration::from_millis(100);
 const INTERRUPTED: u8 = 130;
 
@@ -155,8 +158,9 @@ impl Stage {
             self.worker.listen(),
             self.worker.admin()
         ));
-        let load = Load { duration: args.duration, rate: args.rate.get(), seed: args.seed };
-        let mut plane = Plane::start(&format!("http://{}", self.worker.listen()), load, self.origin);
+        let load =
+            Load { duration: args.duration, rate: args.rate.get(), seed: args.seed, tick: TICK, call: usize::MAX };
+        let mut plane = Plane::start(&format!("http://{}", self.worker.listen()), load, self.origin).await?;
         let emission = std::sync::Arc::clone(&plane.emission);
         let scraper = self.worker.scraper();
         let progress = Progress::start(teller, args.duration, emission.clone(), self.sandbox.clone(), scraper);
@@ -174,6 +178,7 @@ impl Stage {
             records: self.sandbox.records(),
             ledger: self.sandbox.ledger(),
             billed_more_than_once: self.sandbox.billed_more_than_once(),
+            ..Bill::default()
         };
         let audit = Audit::of(&truth, &bill, &letters);
         let speed = Speed::of(&truth, &bill.records);

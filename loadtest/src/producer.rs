@@ -1,38 +1,25 @@
-//! The application plane's side of the wire: the AWS SDK, and the patience of a good producer.
+//! The demo's application plane: many events, and the patience of a good producer.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use aws_sdk_eventbridge::Client;
-use aws_sdk_eventbridge::config::retry::RetryConfig;
-use aws_sdk_eventbridge::config::timeout::TimeoutConfig;
-use aws_sdk_eventbridge::config::{BehaviorVersion, Config, Credentials, Region};
-use aws_sdk_eventbridge::error::DisplayErrorContext;
-use aws_sdk_eventbridge::types::PutEventsRequestEntry;
-use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 use shared::clock::Clock;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use crate::generator::{Entry, Generator};
+use crate::mix::Mix;
+use crate::target::{Bus, Event, Outcome, Target};
 use crate::truth::Truth;
 
-/// SBT's event source for the application plane.
-pub const SOURCE: &str = "sbt.application.plane";
-/// SBT's detail type for usage.
-pub const DETAIL_TYPE: &str = "ingestUsage";
-
-/// EventBridge takes at most this many entries in a call.
-const CALL_ENTRIES: usize = 10;
 /// Calls under way at a time.
 const PRODUCERS: usize = 8;
-const TICK: Duration = Duration::from_millis(20);
 /// An attempt that takes longer is given up and made again; it may have been carried out.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Between calls of our own; the SDK has tried three times within each.
+/// Between a call that failed and the next.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// What the plane has done so far.
@@ -40,7 +27,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub struct Emission {
     /// Entries that were acknowledged.
     pub acknowledged: AtomicU64,
-    /// Calls that failed, each after the SDK's own retries.
+    /// Calls that failed, and were made again.
     pub failed_calls: AtomicU64,
     last_error: Mutex<Option<String>>,
 }
@@ -63,27 +50,43 @@ pub struct Load {
     pub rate: u32,
     /// Where the random sequence starts.
     pub seed: u64,
+    /// How often entries are made: what falls due in between is put together.
+    pub tick: Duration,
+    /// How many a call has at most, where the target would take more.
+    pub call: usize,
 }
 
 impl Plane {
     /// Starts to emit to `endpoint`. Times in the truth count from `origin`.
+    ///
+    /// # Errors
+    /// When `endpoint` is not on this machine.
+    pub async fn start(endpoint: &str, load: Load, origin: Instant) -> anyhow::Result<Self> {
+        let bus = Bus::local(endpoint, ATTEMPT_TIMEOUT).await?;
+        Ok(Self::start_on(Arc::new(bus), Mix::demo(), load, origin))
+    }
+
+    /// Starts to emit this mix to any target.
     #[must_use]
-    pub fn start(endpoint: &str, load: Load, origin: Instant) -> Self {
+    pub fn start_on(target: Arc<dyn Target>, mix: Mix, load: Load, origin: Instant) -> Self {
         let (emission, truth) = (Arc::<Emission>::default(), Arc::<Mutex<Truth>>::default());
-        let client = client(endpoint);
         // Unbounded: while the worker is down the plane goes on making events, and a producer does not forget them.
         let (sender, receiver) = mpsc::unbounded_channel();
         let receiver = Arc::new(tokio::sync::Mutex::new(receiver));
         let mut tasks = JoinSet::new();
-        tasks.spawn(generate(Generator::new(load.seed, Arc::clone(&truth)), load, sender));
+        let limit = target.limit().events.min(load.call);
+        tasks.spawn(generate(Generator::new(mix, load.seed, Arc::clone(&truth)), load, sender));
         for _ in 0..PRODUCERS {
-            let (client, receiver) = (client.clone(), Arc::clone(&receiver));
+            let (target, receiver) = (Arc::clone(&target), Arc::clone(&receiver));
             let (emission, truth) = (Arc::clone(&emission), Arc::clone(&truth));
             tasks.spawn(async move {
                 loop {
-                    let call = receiver.lock().await.recv().await;
-                    let Some(call) = call else { return };
-                    put(&client, call, &emission, &truth, origin).await;
+                    let mut call = Vec::new();
+                    // All that waits, so that who is behind makes fuller calls.
+                    if receiver.lock().await.recv_many(&mut call, limit).await == 0 {
+                        return;
+                    }
+                    put(&*target, call, &emission, &truth, origin).await;
                 }
             });
         }
@@ -109,9 +112,9 @@ impl Plane {
     }
 }
 
-async fn generate(mut generator: Generator, load: Load, calls: mpsc::UnboundedSender<Vec<Entry>>) {
+async fn generate(mut generator: Generator<Arc<Mutex<Truth>>>, load: Load, sender: mpsc::UnboundedSender<Entry>) {
     let (clock, started) = (Clock::system(), Instant::now());
-    let mut ticks = interval(TICK);
+    let mut ticks = interval(load.tick);
     // Late ticks are made up for by the count below, not by more ticks.
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut made = 0;
@@ -125,10 +128,8 @@ async fn generate(mut generator: Generator, load: Load, calls: mpsc::UnboundedSe
         if is_over {
             entries.extend(generator.rest());
         }
-        for call in entries.chunks(CALL_ENTRIES) {
-            if calls.send(call.to_vec()).is_err() {
-                return;
-            }
+        if entries.into_iter().any(|entry| sender.send(entry).is_err()) {
+            return;
         }
         if is_over {
             return;
@@ -137,29 +138,32 @@ async fn generate(mut generator: Generator, load: Load, calls: mpsc::UnboundedSe
 }
 
 /// Puts the entries until every one is acknowledged, each with the same `uniqueId` however often it is sent.
-async fn put(client: &Client, mut entries: Vec<Entry>, emission: &Emission, truth: &Mutex<Truth>, origin: Instant) {
+async fn put(target: &dyn Target, mut entries: Vec<Entry>, emission: &Emission, truth: &Mutex<Truth>, origin: Instant) {
     while !entries.is_empty() {
         let sent = origin.elapsed();
-        let error = match client.put_events().set_entries(Some(entries.iter().map(entry).collect())).send().await {
-            Ok(answer) => {
+        let events: Vec<_> =
+            entries.iter().map(|entry| Event { tenant: &entry.tenant, detail: &entry.detail }).collect();
+        let error = match target.put(&events).await {
+            Ok(outcomes) => {
                 let mut truth = truth.lock().unwrap_or_else(PoisonError::into_inner);
-                let mut refused = None;
-                let mut results = answer.entries().iter();
+                let mut last_error = None;
+                let mut outcomes = outcomes.into_iter();
                 let before = entries.len();
-                entries.retain(|entry| match results.next() {
-                    Some(result) if result.event_id().is_some() => {
+                entries.retain(|entry| match outcomes.next() {
+                    Some(Outcome::Acknowledged) => {
                         truth.acknowledge(entry.origin, sent);
                         false
                     }
-                    result => {
-                        refused = result.and_then(|result| result.error_message()).map(str::to_owned);
+                    Some(Outcome::Refused(error) | Outcome::Failed(error)) => {
+                        last_error = Some(error);
                         true
                     }
+                    None => true,
                 });
                 emission.acknowledged.fetch_add((before - entries.len()) as u64, Ordering::Relaxed);
-                refused
+                last_error
             }
-            Err(error) => Some(DisplayErrorContext(&error).to_string()),
+            Err(error) => Some(error.to_string()),
         };
         if !entries.is_empty() {
             emission.failed_calls.fetch_add(1, Ordering::Relaxed);
@@ -167,23 +171,4 @@ async fn put(client: &Client, mut entries: Vec<Entry>, emission: &Emission, trut
             sleep(PAUSE).await;
         }
     }
-}
-
-fn entry(entry: &Entry) -> PutEventsRequestEntry {
-    PutEventsRequestEntry::builder().source(SOURCE).detail_type(DETAIL_TYPE).detail(&*entry.detail).build()
-}
-
-fn client(endpoint: &str) -> Client {
-    // The endpoint is plain HTTP, but a client without TLS is not part of the documented API.
-    let http = aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
-    let config = Config::builder()
-        .behavior_version(BehaviorVersion::v2026_01_12())
-        .region(Region::new("us-east-1"))
-        .credentials_provider(Credentials::new("demo", "demo", None, None, "demo"))
-        .endpoint_url(endpoint)
-        .http_client(http)
-        .retry_config(RetryConfig::standard().with_max_attempts(3).with_initial_backoff(Duration::from_millis(100)))
-        .timeout_config(TimeoutConfig::builder().operation_attempt_timeout(ATTEMPT_TIMEOUT).build())
-        .build();
-    Client::from_conf(config)
 }

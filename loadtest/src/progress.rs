@@ -32,6 +32,38 @@ impl Teller {
         Self { bar: is_watched.then(ProgressBar::no_length), is_json }
     }
 
+    /// Begins to show how far something of this length has come.
+    pub fn begin(&self, length: Duration) {
+        if let Some(bar) = &self.bar {
+            bar.set_length(length.as_millis().try_into().unwrap_or(u64::MAX));
+            // The template is a constant; a wrong one would only look plain.
+            let style = ProgressStyle::with_template("{spinner} [{wide_bar}] {elapsed_precise}\n  {msg}");
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        }
+    }
+
+    /// Shows how far it is; where nobody watches as a line, if one is due.
+    pub fn show(&self, elapsed: Duration, next_line: &mut Duration, text: String) {
+        match &self.bar {
+            Some(bar) => {
+                bar.set_position(elapsed.as_millis().try_into().unwrap_or(u64::MAX));
+                bar.set_message(text);
+            }
+            None if elapsed >= *next_line => {
+                *next_line += LINE_EVERY;
+                self.say(&format!("{:>5.1}s  {text}", elapsed.as_secs_f64()));
+            }
+            None => {}
+        }
+    }
+
+    /// Ends it.
+    pub fn end(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+
     /// Says something that stays.
     pub fn say(&self, text: &str) {
         match &self.bar {
@@ -73,12 +105,7 @@ impl Progress {
         scraper: Scraper,
     ) -> Self {
         let state = Arc::new(Mutex::new(State { fault: "none", ..State::default() }));
-        if let Some(bar) = &teller.bar {
-            bar.set_length(duration.as_millis().try_into().unwrap_or(u64::MAX));
-            // The template is a constant; a wrong one would only look plain.
-            let style = ProgressStyle::with_template("{spinner} [{wide_bar}] {elapsed_precise}\n  {msg}");
-            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        }
+        teller.begin(duration);
         let task = tokio::spawn(watch(teller.clone(), Arc::clone(&state), emission, sandbox, scraper));
         Self { state, teller: teller.clone(), task }
     }
@@ -98,9 +125,7 @@ impl Progress {
 impl Drop for Progress {
     fn drop(&mut self) {
         self.task.abort();
-        if let Some(bar) = &self.teller.bar {
-            bar.finish_and_clear();
-        }
+        self.teller.end();
     }
 }
 
@@ -108,7 +133,7 @@ async fn watch(teller: Teller, state: Arc<Mutex<State>>, emission: Arc<Emission>
     let started = Instant::now();
     let mut ticks = interval(REFRESH);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut next_line = started + LINE_EVERY;
+    let mut next_line = LINE_EVERY;
     loop {
         ticks.tick().await;
         let sample = scraper.sample().await;
@@ -117,17 +142,7 @@ async fn watch(teller: Teller, state: Arc<Mutex<State>>, emission: Arc<Emission>
             state.take(sample);
             state.line(&emission, &sandbox)
         };
-        match &teller.bar {
-            Some(bar) => {
-                bar.set_position(started.elapsed().as_millis().try_into().unwrap_or(u64::MAX));
-                bar.set_message(line);
-            }
-            None if Instant::now() >= next_line => {
-                next_line += LINE_EVERY;
-                teller.say(&format!("{:>5.1}s  {line}", started.elapsed().as_secs_f64()));
-            }
-            None => {}
-        }
+        teller.show(started.elapsed(), &mut next_line, line);
     }
 }
 

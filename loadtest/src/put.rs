@@ -5,17 +5,19 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Args;
 use serde_json::json;
-use shared::backend::kinesis::KinesisStream;
-use shared::backend::local::{LocalOptions, LocalStore};
-use shared::backend::{NewRecord, Stream, aws};
+use shared::backend::BackendError;
 use shared::clock::Clock;
 use shared::settings::StreamName;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::generator::{METERS, TENANTS};
+use crate::mix::METERS;
+use crate::target::{Event, EventStream, Target as _, put_all};
 
-/// Records in a call of `publish`.
-const CALL: u64 = 500;
+const TENANTS: u64 = 50;
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// A call that fails is made again, for stores that are busy and shards that are full; not for ever.
+const TRIES: u32 = 10;
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// Publishes usage events to a stream: as EventBridge's rule would, without EventBridge.
 #[derive(Debug, Args)]
@@ -23,6 +25,9 @@ pub struct PutArgs {
     /// The stream, as for the worker.
     #[arg(long, env, default_value = "local:./metering-data")]
     stream: StreamName,
+    /// The endpoint of Kinesis, where it is not AWS's own.
+    #[arg(long, value_name = "URL", env = "AWS_ENDPOINT_URL_KINESIS")]
+    kinesis_endpoint_url: Option<String>,
     /// How many events.
     #[arg(long, default_value = "1000")]
     events: u64,
@@ -33,21 +38,17 @@ pub struct PutArgs {
 
 pub async fn run(args: PutArgs) -> anyhow::Result<()> {
     anyhow::ensure!(args.rate > 0, "--rate: 0; allowed is a whole number from 1");
-    let stream: Box<dyn Stream> = match &args.stream {
-        StreamName::Local(directory) => Box::new(LocalStore::open(directory, LocalOptions::default())?),
-        StreamName::Kinesis(name) => {
-            let configuration = aws::configuration(name.region()).await?;
-            Box::new(KinesisStream::open(&configuration, &name.to_string()).await.context("--stream")?)
-        }
-    };
+    let stream = EventStream::open(&args.stream, args.kinesis_endpoint_url.as_deref(), CALL_TIMEOUT).await;
+    let stream = stream.context("--stream")?;
     let run = fastrand::u64(..);
     let started = Instant::now();
     let mut put = 0;
     while put < args.events {
-        let count = (args.events - put).min(CALL).min(args.rate.div_ceil(5));
+        let count = (args.events - put).min(stream.limit().events as u64).min(args.rate.div_ceil(5));
         let now = Clock::system().now();
-        let records = (put..put + count).map(|number| record(run, number, now)).collect();
-        stream.publish(records).await.with_context(|| format!("after {put} events"))?;
+        let events: Vec<_> = (put..put + count).map(|number| event(run, number, now)).collect();
+        let events: Vec<_> = events.iter().map(|(tenant, detail)| Event { tenant, detail }).collect();
+        publish(&stream, &events).await.with_context(|| format!("after {put} events"))?;
         put += count;
         sleep_until(started + Duration::from_secs_f64(put as f64 / args.rate as f64)).await;
     }
@@ -55,16 +56,25 @@ pub async fn run(args: PutArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn record(run: u64, number: u64, now: i64) -> NewRecord {
+/// Events are known by their `uniqueId`, so that what a failed call stored all the same is billed once.
+async fn publish(stream: &EventStream, events: &[Event<'_>]) -> anyhow::Result<()> {
+    let mut tries = 1;
+    loop {
+        let Err(error) = put_all(stream, events).await else { return Ok(()) };
+        if tries == TRIES || matches!(error.downcast_ref(), Some(BackendError::Misconfigured(_))) {
+            return Err(error);
+        }
+        tries += 1;
+        sleep(PAUSE).await;
+    }
+}
+
+/// Its tenant, and its `detail`.
+fn event(run: u64, number: u64, now: i64) -> (String, String) {
     let tenant = format!("tenant-{}", number % TENANTS);
-    let time = jiff::Timestamp::from_millisecond(now).unwrap_or_default();
-    let envelope = json!({
-        "version": "0", "id": format!("{run:x}-{number}"), "detail-type": "ingestUsage", "source": "loadtest",
-        "account": "000000000000", "time": time.to_string(), "region": "us-east-1", "resources": [],
-        "detail": {
-            "tenantId": &tenant, "meterApiName": METERS[number as usize % METERS.len()], "meterValue": number % 100,
-            "uniqueId": format!("{run:x}-{number}"), "meterTimeInMillis": now,
-        },
+    let detail = json!({
+        "tenantId": &tenant, "meterApiName": METERS[number as usize % METERS.len()], "meterValue": number % 100,
+        "uniqueId": format!("{run:x}-{number}"), "meterTimeInMillis": now,
     });
-    NewRecord { partition_key: tenant, data: envelope.to_string().into() }
+    (tenant, detail.to_string())
 }

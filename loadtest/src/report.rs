@@ -31,7 +31,7 @@ pub struct Report {
     pub first_delivery_ms: u64,
     /// Copies that only Amberflo's deduplication caught: replays after faults and the kill.
     pub absorbed_by_amberflo: u64,
-    /// PutEvents calls that failed, all SDK retries included; the producers repeated them.
+    /// PutEvents calls that failed; the producers repeated them.
     pub failed_calls: u64,
     /// What the sandbox did to the worker, by fault.
     pub faults: std::collections::BTreeMap<&'static str, u64>,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::Context as _;
+use crate::target::http_client;
 
 /// What the worker said at one moment. Counters start at zero with each process.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -17,6 +17,18 @@ pub struct Sample {
     pub ended: u64,
     /// The slowest shard's lag.
     pub lag: Duration,
+    /// Batches that were sent.
+    pub batches: u64,
+    /// Records in them.
+    pub batched: u64,
+    /// Requests that may be in flight.
+    pub concurrency_limit: f64,
+    /// Requests in flight.
+    pub in_flight: f64,
+    /// Requests that Amberflo answered with 429.
+    pub throttled: u64,
+    /// Requests that Amberflo answered with 5xx, or not in time, or not at all.
+    pub failed: u64,
 }
 
 impl Sample {
@@ -34,7 +46,20 @@ impl Sample {
             let label = format!("\"{name}\"");
             events().filter(|(labels, _)| labels.contains(&label)).map(|(_, value)| value as u64).sum()
         };
+        let sum = |name: &str| samples(text, name).map(|(_, value)| value).sum::<f64>();
+        let requests = |outcomes: &[&str]| {
+            let ingest = samples(text, "amberflo_requests_total")
+                .filter(|(labels, _)| labels.contains("\"ingest\""))
+                .filter(|(labels, _)| outcomes.iter().any(|outcome| labels.contains(&format!("\"{outcome}\""))));
+            ingest.map(|(_, value)| value as u64).sum()
+        };
         Self {
+            batches: sum("ingest_batch_events_count") as u64,
+            batched: sum("ingest_batch_events_sum") as u64,
+            concurrency_limit: sum("ingest_concurrency_limit"),
+            in_flight: sum("ingest_in_flight_requests"),
+            throttled: requests(&["429"]),
+            failed: requests(&["5xx", "timeout", "connect"]),
             read: samples(text, "ingest_records_read_total").map(|(_, value)| value as u64).sum(),
             duplicates: outcome("duplicate"),
             dead_lettered: outcome("dead_lettered"),
@@ -65,10 +90,16 @@ impl Scraper {
     /// # Errors
     /// When the HTTP client cannot start.
     pub fn new(admin: std::net::SocketAddr) -> anyhow::Result<Self> {
-        // reqwest asks for a TLS provider even where it never speaks TLS. An error means that there is one already.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(2)).build();
-        Ok(Self { http: http.context("the HTTP client cannot start")?, base: format!("http://{admin}") })
+        Self::of(&format!("http://{admin}"))
+    }
+
+    /// For the worker whose admin endpoint has this URL, with or without `/metrics`.
+    ///
+    /// # Errors
+    /// When the HTTP client cannot start.
+    pub fn of(url: &str) -> anyhow::Result<Self> {
+        let base = url.trim_end_matches('/').trim_end_matches("/metrics").to_owned();
+        Ok(Self { http: http_client(&base, Duration::from_secs(2))?, base })
     }
 
     /// Whether the worker does its work.
@@ -96,9 +127,28 @@ mod tests {
             ingest_events_total{outcome=\"delivered\"} 8\n\
             ingest_events_total{outcome=\"duplicate\"} 3\n\
             ingest_shard_lag_seconds{shard=\"0\"} 0\n\
-            ingest_shard_lag_seconds{shard=\"1\"} 0.25\n";
-        let lag = Duration::from_millis(250);
-        assert_eq!(Sample::parse(text), Sample { read: 12, duplicates: 3, dead_lettered: 0, ended: 11, lag });
+            ingest_shard_lag_seconds{shard=\"1\"} 0.25\n\
+            ingest_batch_events_bucket{le=\"10\"} 1\n\
+            ingest_batch_events_sum 8\n\
+            ingest_batch_events_count 2\n\
+            ingest_concurrency_limit 4\n\
+            amberflo_requests_total{operation=\"ingest\",outcome=\"2xx\"} 2\n\
+            amberflo_requests_total{operation=\"ingest\",outcome=\"429\"} 3\n\
+            amberflo_requests_total{operation=\"ingest\",outcome=\"timeout\"} 1\n\
+            amberflo_requests_total{operation=\"usage\",outcome=\"5xx\"} 7\n";
+        let sample = Sample {
+            read: 12,
+            duplicates: 3,
+            ended: 11,
+            lag: Duration::from_millis(250),
+            batches: 2,
+            batched: 8,
+            concurrency_limit: 4.0,
+            throttled: 3,
+            failed: 1,
+            ..Sample::default()
+        };
+        assert_eq!(Sample::parse(text), sample);
         assert!(!Sample::parse(text).is_idle());
         assert!(Sample::parse("ingest_records_read_total 0\n").is_idle());
     }

@@ -168,6 +168,16 @@ impl ServiceProcess {
         }
     }
 
+    /// Starts it on these ports and does not wait: amid faults it may take its time, or end again.
+    ///
+    /// # Errors
+    /// When there can be no such process.
+    pub fn spawn_on(settings: ServiceSettings, addresses: Addresses) -> anyhow::Result<Self> {
+        let scraper = Scraper::new(addresses.admin)?;
+        let child = spawn(&settings, addresses)?;
+        Ok(Self { settings, addresses, scraper, child })
+    }
+
     /// Starts it again on the same directory and ports, once it has ended.
     ///
     /// # Errors
@@ -238,6 +248,14 @@ impl ServiceProcess {
         kill_process(pid, signal).with_context(|| format!("{signal:?} cannot be sent"))
     }
 
+    /// How it ended, once it has.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub fn ended(&mut self) -> std::io::Result<Option<ExitStatus>> {
+        self.child.try_wait()
+    }
+
     /// # Errors
     /// When it has ended although nobody asked it to.
     pub fn check(&mut self) -> anyhow::Result<()> {
@@ -304,6 +322,9 @@ fn spawn(settings: &ServiceSettings, addresses: Addresses) -> anyhow::Result<Chi
     let log = File::options().create(true).append(true).open(settings.log_file());
     let log = log.with_context(|| format!("the log {}", settings.log_file().display()))?;
     let path = |path: &Path| path.display().to_string();
+    // A key from elsewhere, such as Secrets Manager, takes the file's place: both would be one too many.
+    let has_secret = settings.env.iter().any(|(name, _)| *name == "API_KEY_SECRET_NAME");
+    let key_file = (!has_secret).then(|| ("AMBERFLO_API_KEY_FILE", path(&settings.key_file())));
     Command::new(std::env::current_exe().context("this program does not know where it is")?)
         .arg(service.name())
         // A proxy or a key in the caller's shell is none of the service's business.
@@ -312,7 +333,7 @@ fn spawn(settings: &ServiceSettings, addresses: Addresses) -> anyhow::Result<Chi
         .env("LISTEN", addresses.listen.to_string())
         .env("ADMIN_LISTEN", addresses.admin.to_string())
         .env("AMBERFLO_BASE_URL", format!("http://{}", settings.amberflo))
-        .env("AMBERFLO_API_KEY_FILE", path(&settings.key_file()))
+        .envs(key_file)
         .envs(settings.env.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
@@ -324,7 +345,11 @@ fn spawn(settings: &ServiceSettings, addresses: Addresses) -> anyhow::Result<Chi
         .with_context(|| format!("the {service} cannot be started"))
 }
 
-async fn free_ports() -> anyhow::Result<Addresses> {
+/// Ports that are free now.
+///
+/// # Errors
+/// When there are none.
+pub async fn free_ports() -> anyhow::Result<Addresses> {
     // Both held at once, so that they differ.
     let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
     let (listen, admin) = (bind().await?, bind().await?);
@@ -333,14 +358,18 @@ async fn free_ports() -> anyhow::Result<Addresses> {
 
 /// The service's side of its hidden subcommand.
 pub async fn child_main(service: Service, args: Vec<OsString>) -> ExitCode {
-    // However the parent ends, no service is left behind.
-    #[cfg(target_os = "linux")]
-    if let Err(error) = rustix::process::set_parent_process_death_signal(Some(Signal::KILL)) {
-        eprintln!("the {service} may outlive its parent: {error}");
-    }
+    die_with_parent(service.name());
     let args = std::iter::once(service.name().into()).chain(args);
     match service {
         Service::IngestWorker => ingest_worker::app::main(args).await,
         Service::ControlApi => control_api::app::main(args).await,
+    }
+}
+
+/// However the parent ends, no process that it started is left behind.
+pub fn die_with_parent(name: &str) {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::set_parent_process_death_signal(Some(Signal::KILL)) {
+        eprintln!("the {name} may outlive its parent: {error}");
     }
 }

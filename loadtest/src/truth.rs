@@ -4,7 +4,7 @@
 //! side that parses, deduplicates and delivers.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use shared::clock::UnixMillis;
@@ -25,13 +25,13 @@ pub struct ValidEvent {
     /// `tenantId`: who pays.
     pub tenant: String,
     /// `meterApiName`
-    pub meter: &'static str,
+    pub meter: Arc<str>,
     /// The idempotency key; no two events share one.
     pub unique_id: String,
     /// `meterTimeInMillis`, where `detail` carries it.
     pub time: Option<UnixMillis>,
     /// The dimensions that Amberflo is to receive.
-    pub dimensions: BTreeMap<String, String>,
+    pub dimensions: Arc<BTreeMap<String, String>>,
     /// The event as first emitted; after it, what a faulty producer sent with the same key and another value.
     pub variants: Vec<Variant>,
     /// Whether Amberflo refuses it although its form is valid.
@@ -47,7 +47,8 @@ pub struct Variant {
     pub detail: Arc<str>,
     /// How many entries with it were acknowledged: one, and one for each retry of the producer.
     pub acknowledged: u64,
-    /// When the call began that was acknowledged first, since the start of the run.
+    /// When the call began that was acknowledged first. From what it counts is for the run to say; its ledger counts from
+    /// there too.
     pub sent: Option<Duration>,
 }
 
@@ -62,8 +63,26 @@ pub struct MalformedEvent {
     pub acknowledged: u64,
 }
 
+/// Who is told of every event when it is made, before it is sent.
+pub trait Witness: Send {
+    /// A valid event, with all its variants. The first is number 0 of [`Origin::Valid`].
+    fn valid(&mut self, event: ValidEvent);
+    /// An event that is none. The first is number 0 of [`Origin::Malformed`].
+    fn malformed(&mut self, event: MalformedEvent);
+}
+
+impl Witness for Arc<Mutex<Truth>> {
+    fn valid(&mut self, event: ValidEvent) {
+        self.lock().unwrap_or_else(PoisonError::into_inner).valid.push(event);
+    }
+
+    fn malformed(&mut self, event: MalformedEvent) {
+        self.lock().unwrap_or_else(PoisonError::into_inner).malformed.push(event);
+    }
+}
+
 /// Points at what an entry carries.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Origin {
     /// A variant of a valid event, by index.
     Valid {

@@ -39,13 +39,15 @@ struct Detail {
     dimensions: BTreeMap<String, String>,
 }
 
+/// What Amberflo takes.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct MeterRecord {
+pub struct MeterRecord {
     customer_id: String,
     meter_api_name: String,
     meter_time_in_millis: i64,
-    meter_value: f64,
+    /// `meterValue`
+    pub meter_value: f64,
     unique_id: String,
     dimensions: BTreeMap<String, String>,
 }
@@ -65,26 +67,68 @@ pub enum Depth {
 
 /// Runs the loop over all events.
 pub async fn run(payload: &Payload, depth: Depth, transport: &dyn Transport) -> anyhow::Result<()> {
-    let mut body = Vec::new();
-    let mut records = 0;
+    let mut bare_loop = BareLoop::new(depth, transport);
     for record in payload.records() {
-        let envelope: Envelope = serde_json::from_slice(&record.data)?;
-        if depth == Depth::Parse {
+        bare_loop.take(&record.data).await?;
+    }
+    bare_loop.end().await
+}
+
+/// The loop, turned by whoever has the events.
+pub struct BareLoop<'a> {
+    depth: Depth,
+    transport: &'a dyn Transport,
+    body: Vec<u8>,
+    records: usize,
+}
+
+impl<'a> BareLoop<'a> {
+    /// Before the first event.
+    pub fn new(depth: Depth, transport: &'a dyn Transport) -> Self {
+        Self { depth, transport, body: Vec::new(), records: 0 }
+    }
+
+    /// The next event.
+    pub async fn take(&mut self, event: &[u8]) -> anyhow::Result<()> {
+        let envelope: Envelope = serde_json::from_slice(event)?;
+        if self.depth == Depth::Parse {
             black_box(envelope);
-            continue;
+            return Ok(());
         }
-        body.push(if records == 0 { b'[' } else { b',' });
-        serde_json::to_writer(&mut body, &meter_record(envelope)?)?;
-        records += 1;
-        if records == BATCH {
-            send(&mut body, depth, transport).await?;
-            records = 0;
+        self.body.push(if self.records == 0 { b'[' } else { b',' });
+        serde_json::to_writer(&mut self.body, &meter_record(envelope)?)?;
+        self.records += 1;
+        if self.records == BATCH { self.send().await } else { Ok(()) }
+    }
+
+    /// After the last event: sends what is left.
+    pub async fn end(&mut self) -> anyhow::Result<()> {
+        if self.records > 0 { self.send().await } else { Ok(()) }
+    }
+
+    async fn send(&mut self) -> anyhow::Result<()> {
+        self.body.push(b']');
+        if self.depth >= Depth::Gzip {
+            let mut encoder = GzEncoder::new(Vec::new(), Compression::new(1));
+            encoder.write_all(&self.body)?;
+            let compressed = Bytes::from(encoder.finish()?);
+            if self.depth >= Depth::Send {
+                let answer = self.transport.exchange(http::Request::new(compressed)).await?;
+                anyhow::ensure!(answer.status().is_success(), "answered {}", answer.status());
+            } else {
+                black_box(compressed);
+            }
         }
+        black_box(&self.body);
+        self.body.clear();
+        self.records = 0;
+        Ok(())
     }
-    if records > 0 {
-        send(&mut body, depth, transport).await?;
-    }
-    Ok(())
+}
+
+/// The record of an event, as EventBridge hands it on.
+pub fn parse(event: &[u8]) -> anyhow::Result<MeterRecord> {
+    meter_record(serde_json::from_slice(event)?)
 }
 
 fn meter_record(envelope: Envelope) -> anyhow::Result<MeterRecord> {
@@ -102,22 +146,4 @@ fn meter_record(envelope: Envelope) -> anyhow::Result<MeterRecord> {
         unique_id: detail.unique_id.unwrap_or(id),
         dimensions: detail.dimensions,
     })
-}
-
-async fn send(body: &mut Vec<u8>, depth: Depth, transport: &dyn Transport) -> anyhow::Result<()> {
-    body.push(b']');
-    if depth >= Depth::Gzip {
-        let mut encoder = GzEncoder::new(Vec::new(), Compression::new(1));
-        encoder.write_all(body)?;
-        let compressed = Bytes::from(encoder.finish()?);
-        if depth >= Depth::Send {
-            let answer = transport.exchange(http::Request::new(compressed)).await?;
-            anyhow::ensure!(answer.status().is_success(), "answered {}", answer.status());
-        } else {
-            black_box(compressed);
-        }
-    }
-    black_box(&body);
-    body.clear();
-    Ok(())
 }

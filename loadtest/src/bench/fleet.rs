@@ -1,6 +1,6 @@
 //! Worker processes with default settings on stand-ins for AWS: leases and dead letters in moto, a stream of ours.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use amberflo_sandbox::{Sandbox, SandboxConfig};
@@ -61,6 +61,19 @@ impl Fleet {
         let sandbox = Sandbox::new(SandboxConfig { keep_records: false, ..SandboxConfig::default() });
         let serve = amberflo_sandbox::serve(listener, sandbox.clone(), std::future::pending());
         let server = AbortOnDropHandle::new(tokio::spawn(serve));
+        let settings = self.settings(place, amberflo, settings)?;
+        let process = ServiceProcess::start(settings.clone()).await;
+        let process = process.with_context(|| format!("the worker's log ends with:\n{}", settings.log_tail()))?;
+        Ok(FleetWorker { process, sandbox, _server: server })
+    }
+
+    /// How a worker is set up that delivers to `amberflo`.
+    pub fn settings(
+        &self,
+        place: Place<'_>,
+        amberflo: SocketAddr,
+        settings: &[(&'static str, &str)],
+    ) -> anyhow::Result<ServiceSettings> {
         let mut env = emulators::environment(place.kinesis, &self.moto.url);
         env.extend([
             ("AWS_ENDPOINT_URL_DYNAMODB", place.dynamodb.to_owned()),
@@ -70,13 +83,10 @@ impl Fleet {
             ("DEAD_LETTER_QUEUE", self.queue.clone()),
         ]);
         env.extend(settings.iter().map(|(name, value)| (*name, (*value).to_owned())));
-        let dir = self.directory.path().join(amberflo.port().to_string());
-        std::fs::create_dir(&dir)?;
+        let dir = tempfile::tempdir_in(self.directory.path())?.keep();
         let settings = ServiceSettings { env, ..ServiceSettings::ingest_worker(&dir, amberflo) };
         std::fs::write(settings.key_file(), "sandbox-key")?;
-        let process = ServiceProcess::start(settings.clone()).await;
-        let process = process.with_context(|| format!("the worker's log ends with:\n{}", settings.log_tail()))?;
-        Ok(FleetWorker { process, sandbox, _server: server })
+        Ok(settings)
     }
 }
 

@@ -55,6 +55,8 @@ struct Shared {
 struct FlowStream {
     shards: usize,
     fill: Fill,
+    /// From then on no more records arrive.
+    stopped: Option<UnixMillis>,
     /// When iterators were asked for.
     openings: Vec<Instant>,
 }
@@ -72,7 +74,9 @@ impl Flow {
 
     /// Adds a stream.
     pub fn add(&self, stream: &str, shards: usize, fill: Fill) {
-        self.shared.streams().insert(stream.to_owned(), FlowStream { shards, fill, openings: Vec::new() });
+        self.shared
+            .streams()
+            .insert(stream.to_owned(), FlowStream { shards, fill, stopped: None, openings: Vec::new() });
     }
 
     /// Lets one more record arrive now, where records arrive one by one.
@@ -83,10 +87,32 @@ impl Flow {
         }
     }
 
+    /// Lets no more records arrive, and answers how many did, in all shards.
+    pub fn stop(&self, stream: &str) -> u64 {
+        let now = self.shared.clock.now();
+        if let Some(stream) = self.shared.streams().get_mut(stream) {
+            stream.stopped = Some(now);
+        }
+        self.arrived(stream, now)
+    }
+
+    /// How many records had arrived at that time, in all shards.
+    pub fn arrived(&self, stream: &str, at: UnixMillis) -> u64 {
+        let streams = self.shared.streams();
+        streams.get(stream).map_or(0, |stream| (stream.shards * stream.fill.count(stream.seen_at(at))) as u64)
+    }
+
     /// When a reader of the stream was first opened after `since`.
     pub fn opened_after(&self, stream: &str, since: Instant) -> Option<Instant> {
         let streams = self.shared.streams();
         streams.get(stream)?.openings.iter().copied().find(|opened| *opened > since)
+    }
+}
+
+impl FlowStream {
+    /// The time up to which records are there for a reader who looks now.
+    fn seen_at(&self, now: UnixMillis) -> UnixMillis {
+        self.stopped.map_or(now, |stopped| stopped.min(now))
     }
 }
 
@@ -149,13 +175,18 @@ impl Shared {
             "GetRecords" => {
                 let mut iterator = call.shard_iterator.as_deref()?.split(':');
                 let (name, shard, start) = (iterator.next()?, iterator.next()?, iterator.next()?.parse().ok()?);
-                let fill = self.streams().get(name)?.fill.clone();
+                let (fill, now) = {
+                    let streams = self.streams();
+                    let stream = streams.get(name)?;
+                    (stream.fill.clone(), stream.seen_at(now))
+                };
                 Some(records(name, shard, &fill, start, call.limit.unwrap_or(MAX_RECORDS).min(MAX_RECORDS), now))
             }
             "GetShardIterator" => {
                 let mut streams = self.streams();
                 let stream = streams.get_mut(name?)?;
                 stream.openings.push(Instant::now());
+                let now = stream.seen_at(now);
                 let start = start(&stream.fill, call, now)?;
                 Some(json!({ "ShardIterator": format!("{}:{}:{start}", name?, call.shard_id.as_deref()?) }).to_string())
             }
@@ -203,7 +234,7 @@ fn records(name: &str, shard: &str, fill: &Fill, start: usize, limit: usize, now
     text
 }
 
-/// An event as EventBridge hands it on, filled up to the size.
+/// An event as EventBridge hands it on, filled up to the size. Its value is when it arrives, in Unix microseconds.
 fn event(name: &str, shard: &str, index: usize, arrival: UnixMillis) -> String {
     let id = format!("{name}-{shard}-{index}");
     let time = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_millis(arrival.unsigned_abs()));
@@ -211,7 +242,8 @@ fn event(name: &str, shard: &str, index: usize, arrival: UnixMillis) -> String {
         r#"{{"version":"0","id":"{id}","detail-type":"ingestUsage","source":"saas.application.plane","account":"#
     );
     let _ = write!(event, r#""123456789012","time":"{time}","region":"us-east-1","resources":[],"detail":{{"#);
-    let _ = write!(event, r#""tenantId":"tenant","meterApiName":"api-calls","meterValue":1,"uniqueId":"{id}","#);
+    let value = arrival * 1000;
+    let _ = write!(event, r#""tenantId":"tenant","meterApiName":"api-calls","meterValue":{value},"uniqueId":"{id}","#);
     event.push_str(r#""dimensions":{"note":""#);
     let rest = (RECORD_BYTES - "tenant".len()).saturating_sub(event.len() + "\"}}}".len());
     event.extend(std::iter::repeat_n('x', rest));

@@ -16,11 +16,12 @@ const METERS: [&str; 5] = ["api-calls", "storage-gb-hours", "compute-seconds", "
 const ENDPOINTS: [&str; 4] = ["/v1/orders", "/v1/customers/search", "/v2/reports", "/v1/documents"];
 const PLANS: [&str; 3] = ["basic", "standard", "enterprise"];
 
-/// Events of a seeded generator: 50 tenants, 5 meters, 3 dimensions, a `uniqueId` each, `meterTimeInMillis` in half.
+/// Events of a seeded generator: 50 tenants unless told otherwise, 5 meters, 3 dimensions, a `uniqueId` each, `meterTimeInMillis` in half.
 pub struct Generator {
     random: fastrand::Rng,
     now: UnixMillis,
     made: u64,
+    tenants: usize,
 }
 
 /// One event.
@@ -34,18 +35,28 @@ pub struct Event {
 impl Generator {
     /// The same events every time, but for their times.
     pub fn new() -> Self {
-        Self { random: fastrand::Rng::with_seed(1), now: Clock::system().now(), made: 0 }
+        Self::with_tenants(TENANTS)
+    }
+
+    /// The same of so many tenants.
+    pub fn with_tenants(tenants: usize) -> Self {
+        Self { random: fastrand::Rng::with_seed(1), now: Clock::system().now(), made: 0, tenants }
     }
 
     /// The next event.
     pub fn event(&mut self) -> Event {
-        self.made += 1;
-        let tenant = format!("tenant-{:04}", self.random.usize(..TENANTS));
-        let meter = self.random.choice(METERS).unwrap_or_default();
         let value = match self.random.u32(..4) {
             0 => format!("{}.{}", self.random.u32(..1000), self.random.u32(1..100)),
             _ => self.random.u32(1..10_000).to_string(),
         };
+        self.event_worth(&value)
+    }
+
+    /// The next event, with this `meterValue`.
+    pub fn event_worth(&mut self, value: &str) -> Event {
+        self.made += 1;
+        let tenant = format!("tenant-{:04}", self.random.usize(..self.tenants));
+        let meter = self.random.choice(METERS).unwrap_or_default();
         let id = self.uuid();
         let time = if self.made.is_multiple_of(2) {
             format!(r#""meterTimeInMillis":{},"#, self.now - self.random.i64(0..5000))

@@ -2,28 +2,25 @@
 //!
 //! Unlike the demo's it makes no mistakes of its own: an alert has one cause only where nothing else is wrong.
 
-use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use http::StatusCode;
 use serde_json::{Value, json};
-use shared::backend::kinesis::KinesisStream;
-use shared::backend::{NewRecord, Stream as _};
 use shared::clock::Clock;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::generator::METERS;
-use crate::producer::{DETAIL_TYPE, SOURCE};
+use crate::mix::METERS;
+use crate::target::{Event, Target, put_all};
 
 const TICK: Duration = Duration::from_millis(500);
 /// EventBridge takes at most this many entries in a call.
 const CALL_ENTRIES: usize = 10;
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a call may take.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// One event in so many is sent twice at all times: producers retry.
 const RETRIED_EVERY: u64 = 20;
 const TENANTS: u64 = 20;
@@ -53,13 +50,6 @@ impl Default for Mix {
     }
 }
 
-/// Where events go.
-#[async_trait]
-pub trait Bus: Send + Sync + 'static {
-    /// Puts the `detail`s of at most ten events.
-    async fn put(&self, details: &[Value]) -> anyhow::Result<()>;
-}
-
 /// A plane at work. Dropping it ends it.
 pub struct Plane {
     mix: watch::Sender<Mix>,
@@ -68,9 +58,9 @@ pub struct Plane {
 
 impl Plane {
     /// Starts to emit. A call that fails is made again with the next tick.
-    pub fn start(bus: impl Bus, mix: Mix) -> Self {
+    pub fn start(target: Arc<dyn Target>, mix: Mix) -> Self {
         let (sender, receiver) = watch::channel(mix);
-        Self { mix: sender, _task: AbortOnDropHandle::new(tokio::spawn(emit(bus, receiver))) }
+        Self { mix: sender, _task: AbortOnDropHandle::new(tokio::spawn(emit(target, receiver))) }
     }
 
     /// Emits this from now on.
@@ -79,7 +69,7 @@ impl Plane {
     }
 }
 
-async fn emit(bus: impl Bus, mix: watch::Receiver<Mix>) {
+async fn emit(target: Arc<dyn Target>, mix: watch::Receiver<Mix>) {
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut number = 0;
@@ -96,12 +86,19 @@ async fn emit(bus: impl Bus, mix: watch::Receiver<Mix>) {
         while !waiting.is_empty() {
             let call = waiting.len().min(CALL_ENTRIES);
             // A worker that was killed on purpose does not answer; its producers keep their events.
-            if bus.put(&waiting[..call]).await.is_err() {
+            if put(&*target, &waiting[..call]).await.is_err() {
                 break;
             }
             waiting.drain(..call);
         }
     }
+}
+
+async fn put(target: &dyn Target, details: &[Value]) -> anyhow::Result<()> {
+    let texts: Vec<_> = details.iter().map(Value::to_string).collect();
+    let tenants = details.iter().map(|detail| detail["tenantId"].as_str().unwrap_or_default());
+    let events: Vec<_> = tenants.zip(&texts).map(|(tenant, detail)| Event { tenant, detail }).collect();
+    put_all(target, &events).await
 }
 
 /// The `detail` of one event, with everything that makes its copies recognisable.
@@ -125,57 +122,6 @@ fn event(number: u64, mix: Mix) -> Value {
         }
     }
     event
-}
-
-/// The local bus of a worker.
-pub struct LocalBus {
-    http: reqwest::Client,
-    url: String,
-}
-
-impl LocalBus {
-    /// The bus at this address.
-    ///
-    /// # Errors
-    /// When the HTTP client cannot start.
-    pub fn new(address: SocketAddr) -> anyhow::Result<Self> {
-        let http = reqwest::Client::builder().no_proxy().timeout(REQUEST_TIMEOUT).build()?;
-        Ok(Self { http, url: format!("http://{address}/") })
-    }
-}
-
-#[async_trait]
-impl Bus for LocalBus {
-    async fn put(&self, details: &[Value]) -> anyhow::Result<()> {
-        let entry =
-            |detail: &Value| json!({ "Source": SOURCE, "DetailType": DETAIL_TYPE, "Detail": detail.to_string() });
-        let entries: Vec<_> = details.iter().map(entry).collect();
-        let request = self.http.post(&self.url).header("x-amz-target", "AWSEvents.PutEvents");
-        let answer = request.body(json!({ "Entries": entries }).to_string()).send().await?;
-        anyhow::ensure!(answer.status() == StatusCode::OK, "PutEvents: {}", answer.status());
-        let answer: Value = serde_json::from_slice(&answer.bytes().await?)?;
-        anyhow::ensure!(answer["FailedEntryCount"] == 0, "PutEvents: {answer}");
-        Ok(())
-    }
-}
-
-#[async_trait]
-impl Bus for KinesisStream {
-    /// As a rule of EventBridge does: a record for each event, its tenant as the partition key.
-    async fn put(&self, details: &[Value]) -> anyhow::Result<()> {
-        let now = jiff::Timestamp::from_millisecond(Clock::system().now()).unwrap_or_default();
-        let record = |detail: &Value| {
-            let envelope = json!({
-                "version": "0", "id": uuid::Uuid::new_v4().to_string(), "detail-type": DETAIL_TYPE, "source": SOURCE,
-                "account": "000000000000", "time": now.to_string(), "region": emulators::REGION, "resources": [],
-                "detail": detail,
-            });
-            let partition_key = detail["tenantId"].as_str().unwrap_or_default().to_owned();
-            NewRecord { partition_key, data: envelope.to_string().into() }
-        };
-        self.publish(details.iter().map(record).collect()).await?;
-        Ok(())
-    }
 }
 
 #[cfg(test)]

@@ -11,16 +11,17 @@ use aws_sdk_sqs::types::QueueAttributeName;
 use emulators::{Kinesis, Moto};
 use reqwest::header::CONTENT_TYPE;
 use rustix::process::Signal;
-use shared::backend::kinesis::KinesisStream;
+use shared::backend::kinesis::Writer;
 use tokio::net::TcpListener;
 use tokio::time::{interval, sleep};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::load::{LocalBus, Mix, Plane, SMALL_MESSAGE_BYTES};
+use super::load::{CALL_TIMEOUT, Mix, Plane, SMALL_MESSAGE_BYTES};
 use super::prometheus::Target;
 use super::scenarios::{Fault, Scenario, with_poison};
-use crate::generator::METERS;
+use crate::mix::METERS;
 use crate::service_process::{ServiceProcess, ServiceSettings};
+use crate::target::{Bus, EventStream};
 
 const SANDBOX_KEY: &str = "sandbox-key";
 const SHARDS: i32 = 2;
@@ -90,7 +91,8 @@ impl Stack {
             Some(aws) => on_kinesis(scenario.name, settings, aws, scenario.mix).await?,
             None => {
                 let worker = start(settings).await?;
-                let plane = Plane::start(LocalBus::new(worker.listen())?, scenario.mix);
+                let bus = Bus::local(&format!("http://{}", worker.listen()), CALL_TIMEOUT).await?;
+                let plane = Plane::start(Arc::new(bus), scenario.mix);
                 (vec![worker], plane)
             }
         };
@@ -210,8 +212,9 @@ async fn on_kinesis(
         ]);
         workers.push(start(settings).await?);
     }
-    let bus = KinesisStream::open(&emulators::configuration(&aws.kinesis.url), &stream.name).await?;
-    Ok((workers, Plane::start(bus, mix)))
+    let name = stream.name.parse()?;
+    let stream = EventStream::Kinesis(Writer::new(&emulators::configuration(&aws.kinesis.url), name));
+    Ok((workers, Plane::start(Arc::new(stream), mix)))
 }
 
 fn sqs(aws: &Aws) -> aws_sdk_sqs::Client {

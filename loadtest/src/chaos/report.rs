@@ -1,0 +1,322 @@
+//! The result of a run: `report.md` with its charts beside it, and `result.json`.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use anyhow::Context as _;
+use serde::Serialize;
+
+use super::board::{Note, Point};
+use super::finish::Outcome;
+use super::kind::{ArenaName, KINDS};
+use crate::chart::{Chart, Mark, Series};
+use crate::machine::Machine;
+
+/// How a run was asked for, and what came of it.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// Whether every promise was kept.
+    pub passed: bool,
+    /// The command that repeats it.
+    pub command: String,
+    /// The seed.
+    pub seed: u64,
+    /// Emission and faults, in minutes.
+    pub minutes: f64,
+    /// Entries per second, by arena.
+    pub rates: BTreeMap<ArenaName, u32>,
+    /// Kinds that could not be carried out here, and why.
+    pub left_out: Vec<String>,
+    /// On what.
+    pub machine: Machine,
+    /// How often each fault was injected, by arena.
+    pub actions: BTreeMap<ArenaName, BTreeMap<&'static str, u64>>,
+    /// By arena.
+    pub outcomes: Vec<Outcome>,
+}
+
+impl Report {
+    /// Writes all files into this directory.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn write(&self, dir: &Path) -> anyhow::Result<()> {
+        std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
+        let write = |name: &str, text: String| {
+            let path = dir.join(name);
+            std::fs::write(&path, text).with_context(|| path.display().to_string())
+        };
+        for outcome in &self.outcomes {
+            for (name, chart) in charts(outcome) {
+                write(&format!("{}-{name}.svg", outcome.arena), chart.svg()?)?;
+            }
+        }
+        write("result.json", serde_json::to_string_pretty(self)? + "\n")?;
+        write("report.md", self.markdown())
+    }
+
+    /// The verdict, for who waited for it.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let mut text = String::new();
+        for Outcome { arena, passed, failures, audit, kills, absorbed_by_amberflo, .. } in &self.outcomes {
+            let letters = audit.dead_lettered;
+            let verdict = if *passed { "passed" } else { "FAILED" };
+            let events = audit.unique_valid;
+            // Writing to a String cannot fail.
+            let _ = writeln!(
+                text,
+                "{arena}: {verdict}: {events} events, {} billed, lost {}, billed twice {}, misbilled {}; {letters} dead \
+                 letters, {} missing; {kills} kills, {absorbed_by_amberflo} copies absorbed by Amberflo",
+                audit.delivered, audit.lost, audit.double_billed, audit.misbilled, audit.missing_dead_letters
+            );
+            failures.iter().for_each(|failure| {
+                let _ = writeln!(text, "  FAILED  {failure}");
+            });
+        }
+        text + if self.passed { "PASSED: every event is accounted for, once" } else { "FAILED" }
+    }
+
+    fn markdown(&self) -> String {
+        let mut text = String::new();
+        let Machine { cores, cpu, os, rustc, profile } = &self.machine;
+        let verdict = if self.passed { "passed: every event is accounted for, once" } else { "FAILED" };
+        let rates: Vec<_> = self.rates.iter().map(|(arena, rate)| format!("{arena} {rate}")).collect();
+        // Writing to a String cannot fail.
+        let _ = write!(
+            text,
+            "# Chaos run, seed {}\n\n**Result: {verdict}.**\n\n    {}\n\n| | |\n|---|---|\n| length | {} min of faults, then \
+             the settling |\n| load | {} events/s, copies included |\n| machine | {cores} cores, {cpu}, \
+             {os} |\n| built with | {rustc}, {profile} |\n| left out | {} |\n",
+            self.seed,
+            self.command,
+            self.minutes,
+            rates.join(", "),
+            if self.left_out.is_empty() { "nothing".to_owned() } else { self.left_out.join("; ") },
+        );
+        for outcome in &self.outcomes {
+            outcome_section(outcome, &mut text);
+        }
+        self.actions_section(&mut text);
+        for outcome in &self.outcomes {
+            timeline(outcome.arena, &outcome.notes, &mut text);
+        }
+        text
+    }
+
+    fn actions_section(&self, text: &mut String) {
+        text.push_str("\n## What was done to them\n\n| fault | |");
+        for outcome in &self.outcomes {
+            let _ = write!(text, " {} |", outcome.arena);
+        }
+        text.push_str("\n|---|---|");
+        self.outcomes.iter().for_each(|_| text.push_str("--:|"));
+        text.push('\n');
+        for kind in KINDS {
+            let _ = write!(text, "| {} | {} |", kind.name, kind.what);
+            for outcome in &self.outcomes {
+                let count = self.actions.get(&outcome.arena).and_then(|counts| counts.get(kind.name)).copied();
+                let _ = write!(text, " {} |", count.map_or("-".to_owned(), |count| count.to_string()));
+            }
+            text.push('\n');
+        }
+    }
+}
+
+fn outcome_section(outcome: &Outcome, text: &mut String) {
+    let Outcome { arena, audit, .. } = outcome;
+    let _ = write!(text, "\n## {arena}: {}\n\n", if outcome.passed { "passed" } else { "FAILED" });
+    for failure in &outcome.failures {
+        let _ = writeln!(text, "- {}", cell(failure));
+    }
+    if !outcome.failures.is_empty() {
+        text.push('\n');
+    }
+    text.push_str("| meter | well-formed | events | billed | lost or left over | total used | total billed |\n|---|--:|--:|--:|--:|--:|--:|\n");
+    for meter in &audit.meters {
+        let missing = meter.unique_valid as i64 - meter.delivered as i64;
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} | {} | {missing} | {} | {} |",
+            meter.meter,
+            meter.emitted,
+            meter.unique_valid,
+            meter.delivered,
+            meter.expected.as_f64(),
+            meter.billed.as_f64()
+        );
+    }
+    let letters: Vec<_> = audit.dead_letters.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+    let rows = [
+        ("acknowledged entries", audit.emitted.to_string()),
+        ("of these copies by producers", audit.duplicates.to_string()),
+        ("lost", audit.lost.to_string()),
+        ("billed twice", audit.double_billed.to_string()),
+        ("misbilled", audit.misbilled.to_string()),
+        ("missing dead letters", audit.missing_dead_letters.to_string()),
+        ("unexpected", audit.unexpected.to_string()),
+        (
+            "dead letters at the end",
+            format!("{} ({}), {} copies of them", audit.dead_lettered, letters.join(", "), audit.dead_letter_copies),
+        ),
+        ("copies that Amberflo's deduplication absorbed", outcome.absorbed_by_amberflo.to_string()),
+        ("processes killed", outcome.kills.to_string()),
+        ("calls of producers that failed, and were made again", outcome.failed_calls.to_string()),
+        ("records of the bill checked while it ran", outcome.records_checked.to_string()),
+        ("events behind checkpoints looked for on the bill", outcome.checkpoints_checked.to_string()),
+        ("settled after", format!("{:.0} s", outcome.settled_after)),
+    ];
+    text.push_str("\n| | |\n|---|---|\n");
+    for (name, value) in rows {
+        let _ = writeln!(text, "| {name} | {value} |");
+    }
+    for (name, chart) in charts(outcome) {
+        let _ = write!(text, "\n![{}]({arena}-{name}.svg)\n", chart.title);
+    }
+}
+
+fn timeline(arena: ArenaName, notes: &[Note], text: &mut String) {
+    let _ = write!(text, "\n## Timeline of {arena}\n\n| s | | |\n|--:|---|---|\n");
+    for note in notes {
+        let _ = writeln!(text, "| {:.1} | {} | {} |", note.at, cell(&note.subject), cell(&note.text));
+    }
+}
+
+/// A text that may stand in a table.
+fn cell(text: &str) -> String {
+    text.replace('|', "\\|").replace('\n', " ")
+}
+
+fn charts(outcome: &Outcome) -> Vec<(&'static str, Chart)> {
+    let points = &outcome.points;
+    let line = |value: fn(&Point) -> Option<f64>| {
+        points.iter().filter_map(|point| Some((point.at, value(point)?))).collect::<Vec<_>>()
+    };
+    let kills = outcome.notes.iter().filter(|note| note.subject == "kill" && note.text != "over");
+    let chart = |title: &str, y_label: &str, series| Chart {
+        title: format!("{}: {title}", outcome.arena),
+        x_label: "time [s]".to_owned(),
+        y_label: y_label.to_owned(),
+        series,
+        marks: kills.clone().map(|note| Mark { at: note.at, label: "kill -9".to_owned() }).collect(),
+        ..Chart::default()
+    };
+    vec![
+        (
+            "rate",
+            chart(
+                "emitted and delivered",
+                "events/s",
+                vec![
+                    Series::new("emitted", rate(points, |point| point.emitted)),
+                    Series::new("delivered", rate(points, |point| point.delivered)),
+                ],
+            ),
+        ),
+        ("lag", chart("lag", "s", vec![Series::new("lag", line(|point| point.lag))])),
+        (
+            "fleet",
+            chart(
+                "workers that answer, and faults in force",
+                "count",
+                vec![
+                    Series::new("workers", line(|point| Some(point.alive as f64))),
+                    Series::new("faults", line(|point| Some(point.faults as f64))),
+                ],
+            ),
+        ),
+    ]
+}
+
+/// The mean over five seconds of what a counter gained.
+fn rate(points: &[Point], count: fn(&Point) -> u64) -> Vec<(f64, f64)> {
+    const MEAN: f64 = 5.0;
+    let mut first = 0;
+    let mut rates = Vec::new();
+    for (index, point) in points.iter().enumerate() {
+        while first + 1 < index && points[first + 1].at <= point.at - MEAN {
+            first += 1;
+        }
+        let seconds = point.at - points[first].at;
+        if seconds > 0.0 {
+            rates.push((point.at, count(point).saturating_sub(count(&points[first])) as f64 / seconds));
+        }
+    }
+    rates
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::Audit;
+
+    fn report(failures: Vec<String>) -> Report {
+        let points =
+            (0..60).map(|at| Point { at: f64::from(at), emitted: 10 * at as u64, alive: 3, ..Point::default() });
+        let note =
+            |at, text: &str| Note { at, arena: ArenaName::Kinesis, subject: "kill".to_owned(), text: text.to_owned() };
+        let outcome = Outcome {
+            arena: ArenaName::Kinesis,
+            passed: failures.is_empty(),
+            failures,
+            audit: Audit::default(),
+            records_checked: 7,
+            checkpoints_checked: 6,
+            kills: 1,
+            absorbed_by_amberflo: 5,
+            failed_calls: 4,
+            settled_after: 3.0,
+            points: points.collect(),
+            notes: vec![note(12.0, "worker-1 killed"), note(14.0, "over")],
+        };
+        Report {
+            passed: outcome.passed,
+            command: "loadtest chaos --minutes 1 --seed 9".to_owned(),
+            seed: 9,
+            minutes: 1.0,
+            rates: BTreeMap::from([(ArenaName::Kinesis, 10)]),
+            left_out: Vec::new(),
+            machine: Machine::here(),
+            actions: BTreeMap::from([(ArenaName::Kinesis, BTreeMap::from([("kill", 3)]))]),
+            outcomes: vec![outcome],
+        }
+    }
+
+    #[test]
+    fn a_report_says_what_happened_and_shows_it() {
+        let dir = tempfile::tempdir().unwrap();
+        report(Vec::new()).write(dir.path()).unwrap();
+        let text = std::fs::read_to_string(dir.path().join("report.md")).unwrap();
+        for part in [
+            "seed 9",
+            "passed",
+            "--minutes 1 --seed 9",
+            "| kill | SIGKILL to a worker, restart | 3 |",
+            "worker-1 killed",
+        ] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+        let images: Vec<_> = text.lines().filter_map(|line| line.strip_suffix(')')?.rsplit_once('(')).collect();
+        assert_eq!(images.len(), 3);
+        images.iter().for_each(|(_, image)| assert!(dir.path().join(image).exists(), "{image}"));
+        let result: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(dir.path().join("result.json")).unwrap()).unwrap();
+        assert_eq!((&result["passed"], &result["seed"]), (&true.into(), &9.into()));
+        assert_eq!(result["outcomes"][0]["absorbed_by_amberflo"], 5);
+    }
+
+    #[test]
+    fn a_failure_is_said_first() {
+        let text = report(vec!["audit: lost: a|b".to_owned()]).markdown();
+        assert!(text.find("FAILED").unwrap() < text.find("## What was done").unwrap());
+        assert!(text.contains("- audit: lost: a\\|b"), "{text}");
+    }
+
+    #[test]
+    fn a_rate_is_what_was_gained_in_the_last_seconds() {
+        let rates = rate(&report(Vec::new()).outcomes[0].points, |point| point.emitted);
+        assert_eq!(rates.len(), 59);
+        assert!(rates.iter().all(|(_, rate)| (*rate - 10.0).abs() < 1e-9), "{rates:?}");
+    }
+}

@@ -1,0 +1,127 @@
+//! How the worker's cost grows with its work, one curve for each thing that can grow.
+//!
+//! Every point is a worker process of its own that has to deliver a known number of events to a sink in another process: a
+//! run in which one is missing, or comes twice, fails. `loadtest/GROWTH.md` says where the curves bend, and why.
+
+mod batch_size;
+mod dedup_keys;
+mod outage;
+mod plan;
+mod results;
+mod shards;
+mod sink_latency;
+mod steady;
+mod tenants;
+mod worker;
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+
+use crate::bench_peers::lab::Lab;
+use results::{Results, Taken};
+
+/// Measures how the worker's cost grows with its work, and writes charts and tables. Linux only.
+///
+/// Needs `loadtest/emulators/setup.sh` for shards, dedup keys and outages, whose leases lie in an emulated DynamoDB. Curves
+/// that are not measured are kept as they are in the report's `result.json`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct GrowthArgs {
+    /// Only these curves; may be given more than once.
+    #[arg(long, value_enum)]
+    only: Vec<Curve>,
+    /// Fewer points, fewer events, one round: shows that it works, and little else.
+    #[arg(long)]
+    quick: bool,
+    /// The directory of the report.
+    #[arg(long, default_value = "loadtest/reports/growth", value_name = "DIR")]
+    report: PathBuf,
+    /// For tests: the least that makes a curve.
+    #[arg(long, hide = true, conflicts_with = "quick")]
+    tiny: bool,
+}
+
+/// What grows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Curve {
+    /// Shards of one worker.
+    Shards,
+    /// Tenants of the same number of events.
+    Tenants,
+    /// Keys in the deduplication window.
+    DedupKeys,
+    /// Events in a request, at most.
+    BatchSize,
+    /// Time that Amberflo takes to answer.
+    SinkLatency,
+    /// Time in which nothing was delivered.
+    Outage,
+}
+
+/// How much is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Size {
+    /// For tests.
+    Tiny,
+    /// To see it work.
+    Quick,
+    /// What the report is made of.
+    Full,
+}
+
+impl Size {
+    /// The one of this size.
+    fn pick<T>(self, tiny: T, quick: T, full: T) -> T {
+        match self {
+            Self::Tiny => tiny,
+            Self::Quick => quick,
+            Self::Full => full,
+        }
+    }
+
+    /// How often a point is measured, where that takes seconds; medians are shown.
+    fn rounds(self) -> usize {
+        self.pick(1, 1, 3)
+    }
+}
+
+/// Measures the curves and writes the report.
+///
+/// # Errors
+/// When a worker cannot run, or does not deliver every event once.
+pub async fn run(args: &GrowthArgs) -> anyhow::Result<()> {
+    let size = match args {
+        GrowthArgs { tiny: true, .. } => Size::Tiny,
+        GrowthArgs { quick: true, .. } => Size::Quick,
+        _ => Size::Full,
+    };
+    let wanted = |curve| args.only.is_empty() || args.only.contains(&curve);
+    let mut results = Results::read(&args.report)?;
+    let lab = Lab::open().await?;
+    if wanted(Curve::Tenants) {
+        results.tenants = Some(Taken::new(size, tenants::measure(&lab, size).await.context("tenants")?));
+        results.write(&args.report)?;
+    }
+    if wanted(Curve::BatchSize) {
+        results.batch_size = Some(Taken::new(size, batch_size::measure(&lab, size).await.context("batch size")?));
+        results.write(&args.report)?;
+    }
+    if wanted(Curve::SinkLatency) {
+        results.sink_latency = Some(Taken::new(size, sink_latency::measure(&lab, size).await.context("sink latency")?));
+        results.write(&args.report)?;
+    }
+    if wanted(Curve::DedupKeys) {
+        results.dedup_keys = Some(Taken::new(size, dedup_keys::measure(&lab, size).await.context("dedup keys")?));
+        results.write(&args.report)?;
+    }
+    if wanted(Curve::Shards) {
+        results.shards = Some(Taken::new(size, shards::measure(&lab, size).await.context("shards")?));
+        results.write(&args.report)?;
+    }
+    if wanted(Curve::Outage) {
+        results.outage = Some(Taken::new(size, outage::measure(&lab, size).await.context("outage")?));
+        results.write(&args.report)?;
+    }
+    eprintln!("written: {}", args.report.join("report.md").display());
+    Ok(())
+}

@@ -1,0 +1,99 @@
+//! The benchmark against peers, small: every contender that is installed delivers everything, and has its row.
+
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use crate::harness::loadtest;
+
+/// `kcl-rs` needs half a minute to start, and with a kill does so twice.
+const TIMEOUT: Duration = Duration::from_secs(400);
+
+/// Runs the benchmark for these contenders. `None`: one of them is not installed, and the test is skipped.
+async fn bench(suite: &str, part: &str, contenders: &[&str], more: &[&str]) -> Option<String> {
+    let mut command = loadtest(&["bench-peers", "--events", "3000", "--rounds", "1", "--part", part]);
+    command.args(contenders.iter().flat_map(|contender| ["--only", contender])).args(more);
+    let output = timeout(TIMEOUT, command.output()).await.expect("it takes too long").unwrap();
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{}\n{stdout}\n{stderr}", output.status);
+    if let Some(left_out) = stdout.lines().find(|line| line.starts_with("left out")) {
+        emulators::skip(suite, left_out);
+        return None;
+    }
+    Some(stdout.into_owned())
+}
+
+/// The numbers of a row; `title` begins it.
+fn row(tables: &str, title: &str) -> Vec<u64> {
+    let row = tables.lines().find_map(|line| line.strip_prefix(&format!("| {title} |")));
+    let row = row.unwrap_or_else(|| panic!("{title:?} in\n{tables}"));
+    let cells = row.trim_end_matches('|').split('|').map(|cell| cell.trim().replace(',', ""));
+    cells.map(|cell| cell.parse().unwrap_or_else(|_| panic!("{cell:?} is a number in\n{tables}"))).collect()
+}
+
+/// That all events were delivered is the benchmark's own condition: it fails otherwise.
+fn has_speed(tables: &str, title: &str, events: u64) {
+    let cells = row(tables, title);
+    assert_eq!((cells.len(), cells[0]), (5, events), "{tables}");
+    assert!(cells[1..].iter().all(|cell| *cell > 0), "{tables}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ours_and_plain_rust_programs_have_their_rows_also_in_the_document() {
+    let dir = tempfile::tempdir().unwrap();
+    let report = dir.path().join("BENCHMARK.md");
+    std::fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("BENCHMARK.md"), &report).unwrap();
+    let contenders = ["ours-local", "ours-default", "bare-loop", "one-per-event-rust"];
+    let report_argument = format!("--report={}", report.display());
+    let tables = bench("peers: rust", "speed", &contenders, &[&report_argument]).await.unwrap();
+    for (title, events) in [
+        ("**ours**, local stream", 3000),
+        ("**ours**, local stream, default limits", 300),
+        ("bare Rust loop", 3000),
+        ("one POST per event, Rust", 600),
+    ] {
+        has_speed(&tables, title, events);
+    }
+    assert!(tables.contains("of the bare loop | at least 60 %"), "{tables}");
+    let document = std::fs::read_to_string(report).unwrap();
+    assert!(document.contains(tables.trim()), "{document}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn python_peers_have_their_rows() {
+    let contenders = ["sdk100", "sdk1000", "one-per-event-python", "one-per-event-connect"];
+    let Some(tables) = bench("peers: python", "speed", &contenders, &[]).await else { return };
+    for (title, events) in [
+        ("Python SDK, batch 100", 3000),
+        ("Python SDK, batch 1,000", 3000),
+        ("one POST per event, Python, connection kept", 60),
+        ("one POST per event, Python, new connection each", 30),
+    ] {
+        has_speed(&tables, title, events);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consumers_of_kinesis_have_their_rows() {
+    let Some(tables) = bench("peers: kinesis", "speed", &["ours-kinesis", "kcl-rs"], &[]).await else { return };
+    has_speed(&tables, "**ours**, Kinesis", 3000);
+    has_speed(&tables, "kcl-rs + Python SDK, request in place", 3000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_after_acceptance_and_a_kill_cost_ours_nothing_and_the_original_double_bills() {
+    let contenders = ["ours-local", "ours-kinesis", "sdk-readme", "one-per-event-python"];
+    let Some(tables) = bench("peers: faults", "faults", &contenders, &[]).await else { return };
+    for title in ["**ours**, local stream", "**ours**, Kinesis"] {
+        let [events, _failed, lost, doubled, _absorbed] = row(&tables, title)[..] else { panic!("{tables}") };
+        assert_eq!((events, lost, doubled), (3000, 0, 0), "{tables}");
+    }
+    assert_eq!(row(&tables, "Python SDK, batch 100, without `unique_id`")[0], 600);
+    let [events, failed, _lost, doubled, _] = row(&tables, "one POST per event, Python, connection kept")[..] else {
+        panic!("{tables}")
+    };
+    assert_eq!(events, 150);
+    // Each failed request is made again with another time, and billed again.
+    assert!(failed > 0 && doubled > 0, "{tables}");
+}
