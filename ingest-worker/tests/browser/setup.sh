@@ -6,12 +6,12 @@ set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../../../.ci/tools.sh"
 
-chromium() {
-    command -v chromium >/dev/null && return
+install() {
+    type -P chromium >/dev/null && return
     [ "$(id -u)" = 0 ] || return
     export DEBIAN_FRONTEND=noninteractive
     apt-get update --quiet --quiet && apt-get install --yes --quiet --no-install-recommends chromium fonts-dejavu-core >/dev/null
 }
 
-need 'Chromium' chromium /usr/bin
+need Chromium install /usr/bin
 installed
