@@ -28,34 +28,49 @@ static UNRENEWED: Trouble = Trouble::new();
 ///
 /// Another worker may take the lease once it has seen no renewal for the failover time, so nothing is begun for the
 /// shard from a margin before that: not even by a process that was stopped meanwhile and does not know it.
+///
+/// A fence that anybody saw fall stays down, also where a renewal that was under way turns out to have come in time:
+/// work that was dropped for it is not taken up again, so the shard must be read again.
 #[derive(Clone, Debug)]
-pub struct Fence(watch::Receiver<Instant>);
+pub struct Fence {
+    deadline: watch::Receiver<Instant>,
+    fell: CancellationToken,
+}
 
 impl Fence {
     /// A fence that falls at `deadline` and is never moved.
     #[must_use]
     pub fn until(deadline: Instant) -> Self {
-        Self(watch::channel(deadline).1)
+        Self::new(watch::channel(deadline).1)
+    }
+
+    fn new(deadline: watch::Receiver<Instant>) -> Self {
+        Self { deadline, fell: CancellationToken::new() }
     }
 
     /// How long this worker may still act.
     #[must_use]
     pub fn left(&self) -> Duration {
-        self.0.borrow().saturating_duration_since(Instant::now())
+        if self.fell.is_cancelled() {
+            return Duration::ZERO;
+        }
+        self.deadline.borrow().saturating_duration_since(Instant::now())
     }
 
     /// Resolves when this worker may no longer act.
     pub async fn fallen(&self) {
-        let mut until = self.0.clone();
-        loop {
+        let mut until = self.deadline.clone();
+        while !self.fell.is_cancelled() {
             let deadline = *until.borrow_and_update();
             if Instant::now() >= deadline {
+                self.fell.cancel();
                 return;
             }
             tokio::select! {
                 () = sleep_until(deadline) => {}
+                () = self.fell.cancelled() => {}
                 // A closed channel: the keeper is gone, nothing extends the fence any more.
-                Err(_) = until.changed() => return sleep_until(deadline).await,
+                Err(_) = until.changed() => sleep_until(deadline).await,
             }
         }
     }
@@ -97,7 +112,7 @@ impl Keeper {
         let (fence, fence_receiver) = watch::channel(fence_after(claimed_at, failover));
         let keeper =
             Self { leases, lease, failover, renewed_at: claimed_at, fence, checkpoint: checkpoints, hand_over };
-        (keeper, Fence(fence_receiver), checkpoint)
+        (keeper, Fence::new(fence_receiver), checkpoint)
     }
 
     /// Renews the lease and writes checkpoints until the lease is lost.
@@ -190,4 +205,32 @@ fn fence_after(renewed_at: Instant, failover: Duration) -> Instant {
 
 fn count_checkpoint(result: &'static str) {
     metrics::counter!("ingest_checkpoints_total", "result" => result).increment(1);
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+    use tokio::time::advance;
+
+    use super::*;
+
+    /// A process that was stopped goes on: one submit sees that the deadline has passed and is dropped, and then the
+    /// answer to a renewal comes that was under way all the time. Were the fence up again, nobody would end the shard's
+    /// task, and that submit's batch would never be settled.
+    #[tokio::test(start_paused = true)]
+    async fn a_fence_that_was_seen_down_does_not_stand_up_again() {
+        let (deadline, receiver) = watch::channel(Instant::now() + Duration::from_secs(1));
+        let fence = Fence::new(receiver);
+        let waits = fence.clone();
+        let mut fallen = Box::pin(waits.fallen());
+        assert!(fallen.as_mut().now_or_never().is_none());
+        assert_eq!(fence.guard(async { 7 }).now_or_never(), Some(7));
+        deadline.send_replace(Instant::now() + Duration::from_secs(2));
+        advance(Duration::from_secs(3)).await;
+        assert_eq!(fence.guard(async { 7 }).now_or_never(), None);
+        deadline.send_replace(Instant::now() + Duration::from_secs(9));
+        assert!(fallen.now_or_never().is_some());
+        assert!(fence.fallen().now_or_never().is_some());
+        assert_eq!(fence.left(), Duration::ZERO);
+    }
 }

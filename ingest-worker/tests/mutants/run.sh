@@ -98,6 +98,7 @@ bug_no_dedup_rebuild() { # reads on behind the checkpoint with an empty window
 bug_no_fence_after_a_pause() {
     plant ingest-worker/src/lease.rs \
         'if Instant::now() >= deadline {
+                self.fell.cancel();
                 return;
             }' \
         'if false {
