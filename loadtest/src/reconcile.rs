@@ -111,7 +111,10 @@ pub async fn run(args: AuditArgs) -> ExitCode {
     match audit.await {
         Ok(Some(true)) => ExitCode::SUCCESS,
         Ok(Some(false)) => EXIT_FAILURE.into(),
-        Ok(None) => INTERRUPTED.into(),
+        Ok(None) => {
+            eprintln!("loadtest: a signal ended it before there was a result");
+            INTERRUPTED.into()
+        }
         Err(error) => {
             eprintln!("loadtest: {error:#}");
             EXIT_CONFIGURATION.into()

@@ -40,7 +40,7 @@ impl fmt::Display for Guide<'_> {
              Amberflo     http://{sandbox}   a stand-in; what it received: http://{sandbox}/sandbox/ledger\n\
              status       http://{worker_admin}/ (worker), http://{control_api_admin}/ (control API): in a browser, how they do\n\
              metrics      http://{worker_admin}/metrics (worker), http://{control_api_admin}/metrics (control API)\n\
-             stream       {directory} ({end})\n\
+             stream       {stream} ({end}); its dead letters too: local:{stream}\n\
              logs         {worker_log}, {control_api_log} (warnings and errors also here)\n\
              \n\
              Put an event on the bus:\n\
@@ -51,7 +51,7 @@ impl fmt::Display for Guide<'_> {
              \n\
              Two seconds later, see the usage:\n\
              \n  curl -s 'http://{control_api}/usage/meterId?meterApiName={METER}'\n",
-            directory = directory.display(),
+            stream = directory.join("stream").display(),
         )
     }
 }

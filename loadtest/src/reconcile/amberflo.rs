@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use amberflo_sandbox::{LedgerLine, LedgerSnapshot, StoredRecord, Total};
-use anyhow::Context as _;
+use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
 use http::{Method, StatusCode};
 use serde::Deserialize;
@@ -96,7 +96,8 @@ impl Amberflo {
             "Amberflo does not show which copies it absorbed, nor when a record was ingested: nothing is said of late \
              events or of how much its deduplication had to do"
                 .to_owned(),
-            "usage comes some time after its ingestion: an audit that finds events missing is worth repeating later"
+            "usage shows some time after its ingestion, of some kinds within a day: what is missing may still come, and so \
+             may a second bill for what is there; audit again later"
                 .to_owned(),
         ];
         let mut lines = Vec::new();
@@ -156,13 +157,14 @@ impl Amberflo {
             let events: Events = serde_json::from_slice(&body)?;
             let columns = Columns::find(&events.columns)?;
             for row in events.rows {
-                let record = columns.record(row, records.len() as u64, meter, asked);
-                records.extend(record.filter(|record| asked.tenants.contains(&record.customer_id)));
+                records.extend(columns.record(row, records.len() as u64, meter, asked)?);
             }
-            token = events.next_page_token.filter(|token| !token.is_empty());
-            if token.is_none() {
+            let next = events.next_page_token.filter(|token| !token.is_empty());
+            if next.is_none() {
                 return Ok(records);
             }
+            ensure!(next != token, "a page leads to itself");
+            token = next;
         }
     }
 
@@ -235,23 +237,37 @@ impl<'a> Columns<'a> {
         })
     }
 
-    fn record(&self, row: Vec<Option<String>>, index: u64, meter: &str, asked: &Asked) -> Option<StoredRecord> {
+    /// The record of a row, where its customer is one of the run's.
+    fn record(
+        &self,
+        row: Vec<Option<String>>,
+        index: u64,
+        meter: &str,
+        asked: &Asked,
+    ) -> anyhow::Result<Option<StoredRecord>> {
         let cell = |place: usize| row.get(place).cloned().flatten();
+        let Some(customer_id) = cell(self.customer_id).filter(|customer| asked.tenants.contains(customer)) else {
+            return Ok(None);
+        };
         let named = self.names.iter().zip(&row).filter(|(name, _)| asked.dimensions.contains(*name));
         let dimensions = named.filter_map(|(name, value)| Some((name.clone(), value.clone()?))).collect();
-        let value = cell(self.value)?;
-        Some(StoredRecord {
+        let time = cell(self.time).and_then(|time| time.parse().ok());
+        // Left out, it would look like an event that is lost.
+        let (Some(value), Some(time_millis)) = (cell(self.value), time) else {
+            bail!("a row without a value or a time in milliseconds: {row:?}")
+        };
+        Ok(Some(StoredRecord {
             index,
             at: Duration::ZERO,
-            customer_id: cell(self.customer_id)?,
+            customer_id,
             meter_api_name: meter.to_owned(),
-            time_millis: cell(self.time)?.parse().ok()?,
+            time_millis,
             value: Some(plain(value)),
             unique_id: cell(self.unique_id),
             dimensions,
             raw: row.iter().map(|cell| cell.as_deref().unwrap_or("")).collect::<Vec<_>>().join(","),
             copies: 0,
-        })
+        }))
     }
 }
 
@@ -281,5 +297,22 @@ mod tests {
         for (given, expected) in notations {
             assert_eq!(plain(given.to_owned()), expected);
         }
+    }
+    #[test]
+    fn a_row_that_cannot_be_read_is_an_error_unless_it_is_of_others() {
+        let names = ["uniqueId", "customerId", "meterValue", "meterTimeInMillis"].map(str::to_owned);
+        let columns = Columns::find(&names).unwrap();
+        let asked = Asked {
+            tenants: ["acme".to_owned()].into(),
+            meters: BTreeSet::new(),
+            dimensions: BTreeSet::new(),
+            start: 0,
+            end: 0,
+        };
+        let read = |row: [&str; 4]| columns.record(row.map(|cell| Some(cell.to_owned())).to_vec(), 0, "calls", &asked);
+        assert_eq!(read(["a", "acme", "5.0", "7"]).unwrap().unwrap().value.as_deref(), Some("5"));
+        assert!(read(["a", "other", "", "yesterday"]).unwrap().is_none());
+        let error = read(["a", "acme", "5", "yesterday"]).unwrap_err().to_string();
+        assert!(error.contains("yesterday"), "{error}");
     }
 }

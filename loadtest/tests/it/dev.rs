@@ -32,7 +32,7 @@ async fn a_busy_port_is_named_with_what_needs_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn sigkill_leaves_no_service_behind() {
     let dev = Dev::start().await;
-    let (addresses, stream) = (dev.addresses(), dev.stream());
+    let (addresses, stream) = (dev.addresses(), dev.directory());
     assert!(!addresses.iter().any(is_free), "{addresses:?}");
     dev.signal(Signal::KILL);
     dev.ended().await;
@@ -46,7 +46,7 @@ async fn a_service_that_ends_by_itself_is_told_with_its_last_words() {
     let addresses = dev.addresses();
     let worker = started(&dev, "ingest-worker");
     rustix::process::kill_process(rustix::process::Pid::from_raw(worker).unwrap(), Signal::KILL).unwrap();
-    let stream = dev.stream();
+    let stream = dev.directory();
     let (status, errors) = dev.ended().await;
     assert_eq!(status.code(), Some(1), "{errors}");
     for words in ["the ingest-worker ended by itself: signal: 9", "ingest-worker.log ends with:", "started", "left in"]
@@ -59,7 +59,7 @@ async fn a_service_that_ends_by_itself_is_told_with_its_last_words() {
 
 /// The process id in a service's line `started`.
 fn started(dev: &Dev, service: &str) -> i32 {
-    let log = std::fs::read_to_string(dev.stream().join(format!("{service}.log"))).unwrap();
+    let log = std::fs::read_to_string(dev.directory().join(format!("{service}.log"))).unwrap();
     let line = log.lines().find(|line| line.contains("started")).expect("a line");
     let pid = line.split_whitespace().find_map(|word| word.strip_prefix("pid=")).expect("a process id");
     pid.parse().unwrap()
@@ -68,7 +68,7 @@ fn started(dev: &Dev, service: &str) -> i32 {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_printed_can_be_pasted_and_ctrl_c_ends_it_all() {
     let dev = Dev::start().await;
-    let (addresses, stream) = (dev.addresses(), dev.stream());
+    let (addresses, stream) = (dev.addresses(), dev.directory());
     let [put, ingest, usage] = &dev.commands[..] else { panic!("{:?}", dev.commands) };
     assert_eq!(paste(put).await["FailedEntryCount"], 0);
     assert_eq!(paste(ingest).await["data"]["accepted"], 1);

@@ -93,8 +93,14 @@ impl Dev {
         addresses
     }
 
+    /// Where its stream and its dead letters are.
     pub fn stream(&self) -> PathBuf {
         self.line("stream").split(" (").next().unwrap().into()
+    }
+
+    /// Where all its files are.
+    pub fn directory(&self) -> PathBuf {
+        self.stream().parent().unwrap().to_owned()
     }
 
     pub fn signal(&self, signal: Signal) {

@@ -62,7 +62,7 @@ fn audit(manifests: &[&Path], ledger: &str, letters: &str) -> Command {
 
 /// Where a `loadtest dev` has its dead letters.
 fn letters_of(dev: &Dev) -> String {
-    format!("local:{}", dev.stream().join("stream").display())
+    format!("local:{}", dev.stream().display())
 }
 
 fn ledger_of(dev: &Dev) -> String {
