@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use amberflo_sandbox::Stats;
 use serde::Serialize;
 
 use super::amberflo::Quirk;
@@ -59,6 +60,18 @@ pub struct Kind {
     pub once_a_round: bool,
     /// The pipeline sends nothing for half a minute after it, so that it comes late: before a calm.
     pub stalls: bool,
+}
+
+impl Kind {
+    /// Whether the calls that meet it can be counted: connections that are refused cannot.
+    #[must_use]
+    pub fn is_counted(&self) -> bool {
+        match self.act {
+            Act::Amberflo(quirk) => quirk.count(&Stats::default()).is_some(),
+            Act::Calls(_, trouble) => trouble != Trouble::Down,
+            _ => false,
+        }
+    }
 }
 
 /// What is done to a deployment.

@@ -153,7 +153,9 @@ impl Report {
             for outcome in &self.outcomes {
                 let planned = self.planned.get(&outcome.arena).and_then(|counts| counts.get(kind.name));
                 let done = planned.map(|_| outcome.done.get(kind.name).unwrap_or(&0));
-                for count in [planned, done, outcome.befell.get(kind.name)] {
+                let befell = done.filter(|_| kind.is_counted() && outcome.is_complete);
+                let befell = befell.map(|_| outcome.befell.get(kind.name).unwrap_or(&0));
+                for count in [planned, done, befell] {
                     let _ = write!(text, " {} |", count.map_or("-".to_owned(), u64::to_string));
                 }
             }
@@ -337,7 +339,10 @@ mod tests {
             rates: BTreeMap::from([(ArenaName::Kinesis, 10)]),
             left_out: Vec::new(),
             machine: Machine::here(),
-            planned: BTreeMap::from([(ArenaName::Kinesis, BTreeMap::from([("kill", 3), ("fail-before", 1)]))]),
+            planned: BTreeMap::from([(
+                ArenaName::Kinesis,
+                BTreeMap::from([("kill", 3), ("fail-before", 1), ("sqs-lost", 1)]),
+            )]),
             outcomes: vec![outcome],
         }
     }
@@ -353,6 +358,7 @@ mod tests {
             "--minutes 1 --seed 9",
             "| kill | SIGKILL to a worker, restart | 3 | 2 | - |",
             "| fail-before | 5xx, nothing accepted | 1 | 0 | 17 |",
+            "| sqs-lost | letters are stored, the answers fail | 1 | 0 | 0 |",
             "| commit | 0123abc, changed |",
             "| a standstill | not checked",
             "worker-1 killed",
