@@ -41,9 +41,10 @@ use report::Report;
 use schedule::Step;
 use watch::{Seen, Watch};
 
-use crate::machine::Machine;
+use crate::machine::{self, Machine};
 use crate::mix::Mix;
 use crate::producer::{Load, Plane};
+use crate::report_dir;
 
 /// How often the plane makes what is due.
 const TICK: Duration = Duration::from_millis(100);
@@ -51,7 +52,7 @@ const TICK: Duration = Duration::from_millis(100);
 const CALL: usize = 10;
 const INTERRUPTED: u8 = 130;
 /// Everything is kept in memory for the audit, about two kilobytes an event.
-const EVENTS_MAX: f64 = 4e6;
+const EVENTS_MAX: f64 = 1e6;
 
 /// Breaks two deployments at random for some minutes, and accounts for every event.
 ///
@@ -106,7 +107,8 @@ pub async fn run(args: ChaosArgs) -> anyhow::Result<ExitCode> {
         steps.iter().for_each(|step| println!("{}", planned(step)));
         return Ok(ExitCode::SUCCESS);
     }
-    if args.disk.is_none() && args.arenas().any(|arena| arena == ArenaName::Local) {
+    report_dir::prepare(&args.report_dir())?;
+    if args.disk.is_none() && args.has(ArenaName::Local) {
         // Every run mounts its own there, which others do not see.
         let dir = output().join("disk");
         std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
@@ -118,17 +120,24 @@ pub async fn run(args: ChaosArgs) -> anyhow::Result<ExitCode> {
     }
     // reqwest asks for a TLS provider even where it never speaks TLS. An error means that there is one already.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let mut signals = service::signals()?;
-    // Dropping what runs kills all processes.
-    tokio::select! {
-        result = perform(&args, steps, length) => Ok(if result? { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
-        _ = signals.recv() => Ok(INTERRUPTED.into()),
-    }
+    Ok(match perform(&args, steps, length).await? {
+        Some(true) => ExitCode::SUCCESS,
+        Some(false) => ExitCode::FAILURE,
+        None => INTERRUPTED.into(),
+    })
 }
 
 impl ChaosArgs {
     fn arenas(&self) -> impl Iterator<Item = ArenaName> {
         ArenaName::ALL.into_iter().filter(|arena| self.only.is_none_or(|only| only == *arena))
+    }
+
+    fn has(&self, arena: ArenaName) -> bool {
+        self.arenas().any(|one| one == arena)
+    }
+
+    fn report_dir(&self) -> PathBuf {
+        self.report.clone().unwrap_or_else(|| output().join(format!("seed-{}", self.seed)))
     }
 
     fn rate_of(&self, arena: ArenaName) -> u32 {
@@ -142,7 +151,8 @@ impl ChaosArgs {
     fn command(&self) -> String {
         let only = self.only.map(|arena| format!(" --only {arena}")).unwrap_or_default();
         let Self { minutes, seed, rate, kinesis_rate, .. } = self;
-        format!("loadtest chaos --minutes {minutes} --seed {seed} --rate {rate} --kinesis-rate {kinesis_rate}{only}")
+        let options = format!("--minutes {minutes} --seed {seed} --rate {rate} --kinesis-rate {kinesis_rate}{only}");
+        format!("make chaos ARGS='{options}'")
     }
 }
 
@@ -162,35 +172,63 @@ fn output() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/chaos")
 }
 
-/// Runs, and keeps what is needed to look into a failure.
-async fn perform(args: &ChaosArgs, steps: Vec<Step>, length: Duration) -> anyhow::Result<bool> {
+/// Which deployment, and what became of it.
+type Ended = (ArenaName, anyhow::Result<Outcome>);
+
+/// Runs, and keeps what is needed to look into a failure. `None`: a signal came first.
+async fn perform(args: &ChaosArgs, steps: Vec<Step>, length: Duration) -> anyhow::Result<Option<bool>> {
+    let mut signals = service::signals()?;
     let dir = tempfile::Builder::new().prefix("metering-chaos-").tempdir().context("no temporary directory")?;
-    let result = play(args, steps, length, dir.path()).await;
-    if args.keep || !matches!(result, Ok(true)) {
+    let mut running = JoinSet::new();
+    let result = tokio::select! {
+        result = play(args, steps, length, dir.path(), &mut running) => result.map(Some),
+        _ = signals.recv() => Ok(None),
+    };
+    // Kills the workers.
+    running.shutdown().await;
+    if args.keep || !matches!(result, Ok(Some(true))) {
         let dir = dir.keep();
+        if let Some(disk) = &args.disk
+            && let Err(error) = arena::save_store(disk, &dir.join(ArenaName::Local.to_string()))
+        {
+            println!("the local store cannot be kept: {error:#}");
+        }
         println!("logs and local store are kept: {}", dir.display());
     }
     result
 }
 
-async fn play(args: &ChaosArgs, steps: Vec<Step>, length: Duration, dir: &Path) -> anyhow::Result<bool> {
-    let clock = FakeClock::find();
+async fn play(
+    args: &ChaosArgs,
+    steps: Vec<Step>,
+    length: Duration,
+    dir: &Path,
+    running: &mut JoinSet<Ended>,
+) -> anyhow::Result<bool> {
     let mut left_out = Vec::new();
-    left_out.extend(clock.is_none().then(|| "clock jumps: libfaketime is not installed".to_owned()));
-    left_out.extend(args.disk.is_none().then(|| "a full disk: this system gives no mount namespace".to_owned()));
-
+    let mut leave_out = |what: &str, why: &str| {
+        emulators::skip(&format!("chaos: {what}"), why);
+        left_out.push(format!("{what} ({why})"));
+    };
+    let clock = FakeClock::find(dir);
+    if let Err(why) = &clock {
+        leave_out("clock jumps", why);
+    }
+    if args.has(ArenaName::Local) && args.disk.is_none() {
+        leave_out("a full disk", "this system gives no mount namespace");
+    }
     let mut aws = None;
     let mut names: Vec<ArenaName> = args.arenas().collect();
     if names.contains(&ArenaName::Kinesis) {
-        match Aws::start().await {
-            Ok(started) => aws = Some(started),
+        match emulators::check_installed() {
+            Ok(()) => aws = Some(Aws::start().await?),
             Err(reason) => {
-                emulators::skip("chaos on emulated Kinesis", &reason);
-                left_out.push(format!("all on Kinesis: {reason}"));
+                leave_out("all on emulated Kinesis", &reason);
                 names.retain(|name| *name != ArenaName::Kinesis);
             }
         }
     }
+    let clock = clock.ok();
     ensure!(!names.is_empty(), "nothing to run");
     println!("{}\nlogs: {}", args.command(), dir.display());
     let mut arenas = Vec::new();
@@ -205,40 +243,47 @@ async fn play(args: &ChaosArgs, steps: Vec<Step>, length: Duration, dir: &Path) 
     let origin = Instant::now();
     let boards: Vec<_> = arenas.iter().map(|arena| Arc::clone(&arena.board)).collect();
     boards.iter().for_each(|board| board.start(origin));
-    let live = live::Live::start(boards, length);
-    let mut running = JoinSet::new();
+    let live = live::Live::start(boards.clone(), length);
     for mut arena in arenas {
         let own: Vec<Step> = steps.iter().copied().filter(|step| step.arena == arena.name).collect();
         let load = Load { duration: length, rate: args.rate_of(arena.name), seed: args.seed, tick: TICK, call: CALL };
-        running.spawn(async move {
-            let outcome = carry_out(&mut arena, own, load, origin).await;
-            (arena, outcome)
-        });
+        running.spawn(async move { (arena.name, carry_out(&mut arena, own, load, origin).await) });
     }
-    let mut outcomes = Vec::<Outcome>::new();
+    let mut ends = BTreeMap::new();
     while let Some(ended) = running.join_next().await {
-        let (arena, outcome) = ended?;
-        arena.save_store(&dir.join("local"))?;
-        outcomes.push(outcome.with_context(|| format!("the deployment {}", arena.name))?);
+        match ended {
+            Ok((name, outcome)) => drop(ends.insert(name, outcome)),
+            // The one whose end is missing.
+            Err(error) => eprintln!("loadtest: {error}"),
+        }
     }
     drop(live);
-    outcomes.sort_by_key(|outcome| outcome.arena);
-    let mut actions = BTreeMap::<ArenaName, BTreeMap<&'static str, u64>>::new();
+    let outcomes: Vec<Outcome> = boards
+        .iter()
+        .map(|board| match ends.remove(&board.arena()) {
+            Some(Ok(outcome)) => outcome,
+            Some(Err(error)) => Outcome::aborted(board, &error),
+            None => Outcome::aborted(board, &anyhow::anyhow!("the run panicked")),
+        })
+        .collect();
+    let mut planned = BTreeMap::<ArenaName, BTreeMap<&'static str, u64>>::new();
     for step in steps.iter().filter(|step| outcomes.iter().any(|outcome| outcome.arena == step.arena)) {
-        *actions.entry(step.arena).or_default().entry(step.kind.name).or_default() += 1;
+        *planned.entry(step.arena).or_default().entry(step.kind.name).or_default() += 1;
     }
     let report = Report {
         passed: outcomes.iter().all(|outcome| outcome.passed),
         command: args.command(),
+        commit: machine::commit(),
         seed: args.seed,
         minutes: f64::from(args.minutes),
         rates: args.arenas().map(|arena| (arena, args.rate_of(arena))).collect(),
         left_out,
+        patience: watch::patience(schedule::calm(length)).map(|patience| patience.as_secs_f64()),
         machine: Machine::here(),
-        actions,
+        planned,
         outcomes,
     };
-    let into = args.report.clone().unwrap_or_else(|| output().join(format!("seed-{}", args.seed)));
+    let into = args.report_dir();
     report.write(&into)?;
     println!("{}", report.summary());
     println!("report: {}", into.join("report.md").display());
@@ -261,4 +306,24 @@ async fn carry_out(arena: &mut Arena, steps: Vec<Step>, load: Load, origin: Inst
     let watching = Watch { seen, tail: tail::Tail::new(stream, leases) }.start();
     arena.misbehave(steps, load.duration).await?;
     arena.finish(plane, watching).await
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: ChaosArgs,
+    }
+
+    #[test]
+    fn the_command_that_repeats_a_run_is_what_a_user_types() {
+        let args = Cli::parse_from(["chaos", "--minutes", "2", "--seed", "11", "--only", "local"]).args;
+        let expected = "make chaos ARGS='--minutes 2 --seed 11 --rate 200 --kinesis-rate 30 --only local'";
+        assert_eq!(args.command(), expected);
+    }
 }

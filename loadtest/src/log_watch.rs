@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::service_process::{Service, ServiceSettings};
 
@@ -37,6 +37,16 @@ impl LogWatch {
     }
 }
 
+/// The lines of a log that tell of a panic, also of one that its process outlived.
+///
+/// # Errors
+/// When there is no such file, or it cannot be read.
+pub fn panics(path: &Path) -> std::io::Result<Vec<String>> {
+    let text = std::fs::read(path)?;
+    let told = |line: &&str| line.contains("panicked") || line.contains("a shard task failed");
+    Ok(String::from_utf8_lossy(&text).lines().filter(told).map(str::to_owned).collect())
+}
+
 /// Lines without a level are a panic's, or the last words of a program.
 fn is_notable(line: &str) -> bool {
     !matches!(line.split_whitespace().nth(1), Some("INFO" | "DEBUG" | "TRACE"))
@@ -64,5 +74,9 @@ mod tests {
         assert!(watch.news().is_empty());
         log.write_all("'main' panicked: ü\n".as_bytes()).unwrap();
         assert_eq!(watch.news(), ["ingest-worker: thread 'main' panicked: ü"]);
+        log.write_all(b"2026-07-01T00:00:03Z ERROR ingest_worker: a shard task failed; its lease will expire\n")
+            .unwrap();
+        let panics = panics(&settings.log_file()).unwrap();
+        assert_eq!(panics.len(), 2, "{panics:?}");
     }
 }

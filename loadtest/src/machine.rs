@@ -19,6 +19,18 @@ pub struct Machine {
     pub profile: &'static str,
 }
 
+/// The commit of this source tree, and whether it was changed since; `None` where git does not tell.
+#[must_use]
+pub fn commit() -> Option<String> {
+    let git = |args: &[&str]| {
+        let output = Command::new("git").arg("-C").arg(env!("CARGO_MANIFEST_DIR")).args(args).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let commit = git(&["rev-parse", "HEAD"])?;
+    let is_changed = !git(&["status", "--porcelain"])?.is_empty();
+    Some(if is_changed { format!("{commit}, changed") } else { commit })
+}
+
 impl Machine {
     /// What can be found out of it.
     #[must_use]

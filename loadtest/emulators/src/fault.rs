@@ -11,6 +11,8 @@ pub const THROUGHPUT_EXCEEDED: &str = "ProvisionedThroughputExceededException";
 /// [`times`](Self::times) says less.
 #[derive(Debug, Clone)]
 pub struct Fault {
+    /// See [`named`](Self::named).
+    pub(crate) name: Option<&'static str>,
     operation: Option<String>,
     share: f64,
     times: u64,
@@ -34,6 +36,7 @@ impl Fault {
     /// The call is not made; the answer is this error. The status is 500 for the services' own failures, else 400.
     pub fn refuse(code: &str) -> Self {
         Self {
+            name: None,
             operation: None,
             share: 1.0,
             times: u64::MAX,
@@ -60,6 +63,12 @@ impl Fault {
     /// The call takes effect at once, and its answer comes so much later.
     pub fn slow(by: Duration) -> Self {
         Self { answer: Answer::Late(by), ..Self::lose("") }
+    }
+
+    /// Counts the calls that it befalls under this name: [`Throttle::befell`](crate::Throttle::befell).
+    #[must_use]
+    pub fn named(self, name: &'static str) -> Self {
+        Self { name: Some(name), ..self }
     }
 
     /// Only calls of this operation.

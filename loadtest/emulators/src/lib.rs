@@ -45,6 +45,10 @@ use process::Process;
 /// The region of [`configuration`] and [`environment`].
 pub const REGION: &str = "us-east-1";
 
+/// What `setup.sh` leaves last in the directory of each.
+const KINESIS_COMPLETE: &str = "kinesis/installed-lock.json";
+const MOTO_COMPLETE: &str = "moto/requirements.txt";
+
 /// A test on a busy machine waits for long, but not for ever.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -53,7 +57,7 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct Kinesis {
     /// `http://127.0.0.1:PORT`
     pub url: String,
-    _process: Process,
+    process: Process,
 }
 
 impl Kinesis {
@@ -65,7 +69,7 @@ impl Kinesis {
     /// # Errors
     /// What is not installed and how to install it, or what the emulator said instead of its address.
     pub async fn start() -> Result<Self, String> {
-        let tools = installed("kinesis/installed-lock.json")?;
+        let tools = installed(KINESIS_COMPLETE)?;
         let mut command = Command::new("node");
         command
             .arg("--require")
@@ -82,7 +86,13 @@ impl Kinesis {
             command.env(format!("{operation}_DURATION"), "0ms");
         }
         let (process, url) = Process::start("kinesis-local", &command).await?;
-        Ok(Self { url, _process: process })
+        Ok(Self { url, process })
+    }
+
+    /// # Errors
+    /// When it has ended by itself: how, and its last words.
+    pub fn check(&mut self) -> Result<(), String> {
+        self.process.check()
     }
 }
 
@@ -93,7 +103,7 @@ impl Kinesis {
 pub struct Moto {
     /// `http://127.0.0.1:PORT`
     pub url: String,
-    _process: Process,
+    process: Process,
 }
 
 impl Moto {
@@ -102,13 +112,19 @@ impl Moto {
     /// # Errors
     /// What is not installed and how to install it, or what the emulator said instead of its address.
     pub async fn start() -> Result<Self, String> {
-        let tools = installed("moto/requirements.txt")?;
+        let tools = installed(MOTO_COMPLETE)?;
         let mut command = Command::new(tools.join("moto/bin/python"));
         command.arg(manifest_dir().join("python/serial.py")).args(["-H", "127.0.0.1", "-p", "0"]);
         // No compiled files beside the source.
         command.env("PYTHONUNBUFFERED", "1").env("PYTHONDONTWRITEBYTECODE", "1");
         let (process, url) = Process::start("moto", &command).await?;
-        Ok(Self { url, _process: process })
+        Ok(Self { url, process })
+    }
+
+    /// # Errors
+    /// When it has ended by itself: how, and its last words.
+    pub fn check(&mut self) -> Result<(), String> {
+        self.process.check()
     }
 }
 
@@ -168,6 +184,15 @@ pub fn skip(suite: &str, reason: &str) {
 #[expect(clippy::disallowed_methods, reason = "what tests need has no config module")]
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
+}
+
+/// Whether the emulators are there at all, so that one that does not start can be told from one that is not installed.
+///
+/// # Errors
+/// What is not installed, and how to install it.
+pub fn check_installed() -> Result<(), String> {
+    installed(KINESIS_COMPLETE)?;
+    installed(MOTO_COMPLETE).map(drop)
 }
 
 /// The directory of the tools, if `file` says that one of them is complete.

@@ -12,6 +12,8 @@ use tokio::time::{Instant, sleep};
 /// Under a second on an idle machine; the tests may keep it busy.
 const START_LIMIT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(10);
+/// So much of its output is told when it ends by itself.
+const TAIL_LINES: usize = 40;
 
 /// What both emulators print before their address, once they listen on it.
 const ANNOUNCEMENT: &str = "Running on ";
@@ -26,17 +28,21 @@ exec "$@" </dev/null 3<&-
 
 #[derive(Debug)]
 pub struct Process {
+    name: &'static str,
     child: Child,
+    log: File,
 }
 
 impl Process {
     /// Starts the command and waits until it prints the address that it listens on.
-    pub async fn start(name: &str, command: &Command) -> Result<(Self, String), String> {
-        let (mut process, log) = Self::spawn(command).map_err(|error| format!("{name} cannot be started: {error}"))?;
+    pub async fn start(name: &'static str, command: &Command) -> Result<(Self, String), String> {
+        let spawned = Self::spawn(name, command);
+        let mut process = spawned.map_err(|error| format!("{name} cannot be started: {error}"))?;
         let deadline = Instant::now() + START_LIMIT;
         loop {
             let ended = process.child.try_wait().map_err(|error| format!("{name}: {error}"))?;
-            let text = contents(&log).map_err(|error| format!("the output of {name} cannot be read: {error}"))?;
+            let text =
+                contents(&process.log).map_err(|error| format!("the output of {name} cannot be read: {error}"))?;
             if let Some(address) = announced(&text) {
                 return Ok((process, address.to_owned()));
             }
@@ -50,8 +56,23 @@ impl Process {
         }
     }
 
+    /// Says how it ended, and its last words, if it has.
+    pub fn check(&mut self) -> Result<(), String> {
+        let name = self.name;
+        match self.child.try_wait() {
+            Ok(None) => Ok(()),
+            Ok(Some(status)) => {
+                let text = contents(&self.log).unwrap_or_default();
+                let lines: Vec<_> = text.lines().collect();
+                let tail = lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n");
+                Err(format!("{name} ended by itself ({status}); its output ends with:\n{tail}"))
+            }
+            Err(error) => Err(format!("{name}: {error}")),
+        }
+    }
+
     /// Its output goes to a file without a name, because nobody would go on reading a pipe.
-    fn spawn(command: &Command) -> io::Result<(Self, File)> {
+    fn spawn(name: &'static str, command: &Command) -> io::Result<Self> {
         let log = tempfile::tempfile()?;
         let mut watched = Command::new("/bin/sh");
         watched.args(["-c", WATCHED, "emulator"]).arg(command.get_program()).args(command.get_args());
@@ -71,7 +92,7 @@ impl Process {
             // A signal to the test's own group must not take the emulator first.
             .process_group(0)
             .spawn()?;
-        Ok((Self { child }, log))
+        Ok(Self { name, child, log })
     }
 }
 

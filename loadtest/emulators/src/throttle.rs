@@ -48,12 +48,20 @@ impl Throttle {
     /// # Panics
     /// Without a free port.
     pub async fn start(upstream: &str) -> Self {
+        Self::start_with_seed(upstream, 1).await
+    }
+
+    /// The same; the shares of faults are drawn from a sequence that starts with `seed`.
+    ///
+    /// # Panics
+    /// Without a free port.
+    pub async fn start_with_seed(upstream: &str, seed: u64) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
         let address = listener.local_addr().expect("an address");
         // A kept connection may be closed by the emulator just when the next call is under way: a fault of our own.
         let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build_http();
-        let state =
-            Mutex::new(State { faults: Vec::new(), calls: BTreeMap::new(), random: fastrand::Rng::with_seed(1) });
+        let random = fastrand::Rng::with_seed(seed);
+        let state = Mutex::new(State { faults: Vec::new(), calls: BTreeMap::new(), befell: BTreeMap::new(), random });
         let proxy = Arc::new(Proxy { upstream: upstream.trim_end_matches('/').to_owned(), client, state });
         let port = tokio::sync::Mutex::new(Port::open(listener, &proxy));
         Self { url: format!("http://{address}"), address, proxy, port }
@@ -100,6 +108,11 @@ impl Throttle {
     /// The calls of an operation so far, by its name alone.
     pub fn calls(&self, operation: &str) -> Calls {
         self.proxy.state().calls.get(operation).copied().unwrap_or_default()
+    }
+
+    /// How many calls met the faults of each name so far.
+    pub fn befell(&self) -> BTreeMap<&'static str, u64> {
+        self.proxy.state().befell.clone()
     }
 
     /// The calls of all operations so far.
@@ -155,6 +168,7 @@ struct Proxy {
 struct State {
     faults: Vec<Fault>,
     calls: BTreeMap<String, Calls>,
+    befell: BTreeMap<&'static str, u64>,
     random: fastrand::Rng,
 }
 
@@ -165,11 +179,14 @@ impl Proxy {
 
     /// Counts a call and finds its fault.
     fn arrived(&self, operation: &str) -> Option<Fault> {
-        let State { faults, calls, random } = &mut *self.state();
+        let State { faults, calls, befell, random } = &mut *self.state();
         let fault = faults.iter_mut().find_map(|fault| fault.befalls(operation, random).then(|| fault.clone()));
         let calls = calls.entry(operation.to_owned()).or_default();
         calls.arrived += 1;
         calls.faulted += u64::from(fault.is_some());
+        if let Some(name) = fault.as_ref().and_then(|fault| fault.name) {
+            *befell.entry(name).or_default() += 1;
+        }
         fault
     }
 

@@ -4,9 +4,12 @@ use std::collections::BTreeSet;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
 
-use amberflo_sandbox::{Faults, Latency, Poison, RetryAfterFormat, Trigger};
+use amberflo_sandbox::{Faults, InvalidFault, Latency, Poison, RetryAfterFormat, Sandbox, Stats, Trigger};
 
 use crate::faults::POISON_PREFIX;
+
+/// What the sandbox calls it.
+const PARTIAL_INGEST: &str = "partial_ingest";
 
 /// One way in which Amberflo misbehaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,24 +56,75 @@ pub enum Quirk {
     KeyRevoked,
 }
 
+impl Quirk {
+    /// How many requests were answered as it says, by whatever quirk in force; `None` where its answers cannot be told from
+    /// others.
+    #[must_use]
+    pub fn count(self, stats: &Stats) -> Option<u64> {
+        let fault = match self {
+            Self::Throttle | Self::ThrottleSeconds | Self::ThrottleDate => "throttle",
+            Self::Redirect => "redirect",
+            Self::Html => "html",
+            Self::FailBefore => "fail_before",
+            Self::FailAfter => "fail_after",
+            Self::HangBefore => "hang_before",
+            Self::HangAfter => "hang_after",
+            Self::PartialIngest => PARTIAL_INGEST,
+            Self::PartialAnswer => "partial_answer",
+            Self::Slow => "slow",
+            Self::RateCeiling => "requests_per_second",
+            Self::ConcurrencyCeiling => "max_concurrent",
+            Self::KeyRevoked => "revoked_keys",
+            Self::BodyCeiling | Self::RecordCeiling => return Some(stats.by_status.get(&413).copied().unwrap_or(0)),
+            // Some records are refused all the time.
+            Self::TenantRefused | Self::TenantsRefused | Self::TenantForbidden => return None,
+        };
+        Some(stats.by_fault.get(fault).copied().unwrap_or(0))
+    }
+}
+
 /// What is wrong with Amberflo now.
 #[derive(Clone, Debug)]
 pub struct Condition {
     /// Where random sequences start.
     pub seed: u64,
-    /// The quirks in force.
+    /// The quirks in force. [`Quirk::PartialIngest`] leaves when it has happened: it is to happen once.
     pub quirks: BTreeSet<Quirk>,
     /// The only key that it takes.
     pub key: String,
     /// Whether it refuses what begins with [`POISON_PREFIX`].
     pub has_poison: bool,
+    /// How many batches were accepted in part before the quirk that is in force, or the last one.
+    pub parts_before: u64,
 }
 
 impl Condition {
-    /// As the sandbox wants it. `injected` is the quirk that begins now, if one does: what is to happen once happens
-    /// with its injection, not again with every change of the others.
+    /// Lets the sandbox do so. All its triggers begin anew, so that one which has fired must be taken back first.
+    ///
+    /// # Errors
+    /// When the sandbox does not know the fault.
+    pub fn apply_to(&mut self, sandbox: &Sandbox) -> Result<(), InvalidFault> {
+        self.take_back(sandbox);
+        sandbox.set_faults(self.faults())?;
+        // Between the two it may have fired. The same batch comes again after its answer only: not so soon.
+        if self.take_back(sandbox) {
+            sandbox.set_faults(self.faults())?;
+        }
+        Ok(())
+    }
+
+    /// Answers whether there was something to take back.
+    fn take_back(&mut self, sandbox: &Sandbox) -> bool {
+        let parts = Quirk::PartialIngest.count(&sandbox.stats()).unwrap_or(0);
+        parts > self.parts_before && {
+            self.parts_before = parts;
+            self.quirks.remove(&Quirk::PartialIngest)
+        }
+    }
+
+    /// As the sandbox wants it.
     #[must_use]
-    pub fn faults(&self, injected: Option<Quirk>) -> Faults {
+    pub fn faults(&self) -> Faults {
         let valid_keys = Some(BTreeSet::from([self.key.clone()]));
         let mut faults = Faults { seed: self.seed, valid_keys, ..Faults::default() };
         if self.has_poison {
@@ -78,12 +132,12 @@ impl Condition {
             faults.poison.push(Poison { unique_id_prefixes, ..Poison::default() });
         }
         for &quirk in &self.quirks {
-            self.apply(quirk, injected == Some(quirk), &mut faults);
+            self.apply(quirk, &mut faults);
         }
         faults
     }
 
-    fn apply(&self, quirk: Quirk, begins: bool, faults: &mut Faults) {
+    fn apply(&self, quirk: Quirk, faults: &mut Faults) {
         let often = Trigger::rate(0.4);
         match quirk {
             Quirk::Throttle => faults.throttle = often,
@@ -102,8 +156,7 @@ impl Condition {
             Quirk::FailAfter => faults.fail_after = often,
             Quirk::HangBefore => faults.hang_before = often,
             Quirk::HangAfter => faults.hang_after = often,
-            Quirk::PartialIngest if begins => faults.partial_ingest = Trigger::next(1),
-            Quirk::PartialIngest => {}
+            Quirk::PartialIngest => faults.partial_ingest = Trigger::next(1),
             Quirk::PartialAnswer => faults.partial_answer = often,
             Quirk::Slow => {
                 faults.slow = Trigger::rate(1.0);
@@ -137,7 +190,10 @@ fn refused(status: u16, tenants: &[&str]) -> Poison {
 
 #[cfg(test)]
 mod tests {
+    use amberflo_sandbox::SandboxConfig;
+
     use super::*;
+    use crate::chaos::kind::{Act, KINDS};
 
     const ALL: [Quirk; 20] = [
         Quirk::Throttle,
@@ -163,25 +219,53 @@ mod tests {
     ];
 
     fn condition(quirks: &[Quirk]) -> Condition {
-        Condition { seed: 1, quirks: quirks.iter().copied().collect(), key: "key-1".to_owned(), has_poison: true }
+        let quirks = quirks.iter().copied().collect();
+        Condition { seed: 1, quirks, key: "key-1".to_owned(), has_poison: true, parts_before: 0 }
     }
 
     #[test]
     fn every_quirk_makes_a_difference_alone_and_among_all() {
-        let calm = condition(&[]).faults(None);
+        let calm = condition(&[]).faults();
         calm.check().unwrap();
-        condition(&ALL).faults(None).check().unwrap();
+        condition(&ALL).faults().check().unwrap();
         for quirk in ALL {
-            let faults = condition(&[quirk]).faults(Some(quirk));
+            let faults = condition(&[quirk]).faults();
             faults.check().unwrap();
             assert_ne!(faults, calm, "{quirk:?}");
         }
     }
 
     #[test]
-    fn a_batch_is_accepted_in_part_once() {
-        let condition = condition(&[Quirk::PartialIngest, Quirk::Slow]);
-        assert_eq!(condition.faults(Some(Quirk::PartialIngest)).partial_ingest, Trigger::next(1));
-        assert_eq!(condition.faults(Some(Quirk::Slow)).partial_ingest, Trigger::NEVER);
+    fn every_quirk_can_be_drawn() {
+        for quirk in ALL {
+            assert!(KINDS.iter().any(|kind| kind.act == Act::Amberflo(quirk)), "{quirk:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_batch_is_accepted_in_part_once_whatever_else_changes() {
+        let sandbox = Sandbox::new(SandboxConfig { request_log: 0, ..SandboxConfig::default() });
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/ingest", listener.local_addr().unwrap());
+        tokio::spawn(amberflo_sandbox::serve(listener, sandbox.clone(), std::future::pending()));
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let http = crate::target::http_client(&url, Duration::from_secs(5)).unwrap();
+        let send = || async {
+            let body = r#"[{"customerId":"c","meterApiName":"m","meterValue":1,"meterTimeInMillis":1790000000000}]"#;
+            let request = http.post(&url).header("x-api-key", "key-1").header("content-type", "application/json");
+            request.body(body).send().await.unwrap();
+        };
+        let mut condition = Condition { has_poison: false, ..condition(&[Quirk::PartialIngest]) };
+        let times = || Quirk::PartialIngest.count(&sandbox.stats()).unwrap();
+        condition.apply_to(&sandbox).unwrap();
+        // Another quirk comes before a request does.
+        condition.quirks.insert(Quirk::RecordCeiling);
+        condition.apply_to(&sandbox).unwrap();
+        send().await;
+        assert_eq!(times(), 1);
+        condition.apply_to(&sandbox).unwrap();
+        send().await;
+        assert_eq!(times(), 1);
+        assert!(!condition.quirks.contains(&Quirk::PartialIngest));
     }
 }

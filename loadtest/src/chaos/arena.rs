@@ -1,5 +1,6 @@
 //! A deployment under test: real processes, a stand-in for Amberflo, proxies between them, and an application plane.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use shared::backend::sqs::SqsDeadLetters;
 use shared::backend::{DeadLetters as _, Stream};
 use shared::dead_letter::DeadLetter;
 use tokio::net::TcpListener;
+use tokio::time::{Instant, sleep};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::amberflo::Condition;
@@ -36,6 +38,10 @@ const PUT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Dead letters that one receive gives at most.
 const RECEIVE: usize = 10;
 const PEEK: usize = 500;
+/// Somebody who was killed may have had letters in hand, which are hidden for a minute then.
+const HIDDEN_LIMIT: Duration = Duration::from_secs(75);
+const HIDDEN_POLL: Duration = Duration::from_secs(1);
+const STORE: &str = "store";
 
 /// The emulators.
 pub struct Aws {
@@ -47,10 +53,11 @@ impl Aws {
     /// Starts them.
     ///
     /// # Errors
-    /// What is not installed.
-    pub async fn start() -> Result<Self, String> {
+    /// What the emulator said instead of its address.
+    pub async fn start() -> anyhow::Result<Self> {
         let (kinesis, moto) = tokio::join!(emulators::Kinesis::start(), emulators::Moto::start());
-        Ok(Self { kinesis: kinesis?, moto: moto? })
+        let failed = anyhow::Error::msg::<String>;
+        Ok(Self { kinesis: kinesis.map_err(failed)?, moto: moto.map_err(failed)? })
     }
 }
 
@@ -72,10 +79,8 @@ pub struct Arena {
     pub workers: Vec<Member>,
     /// The control API.
     pub control_api: Member,
-    /// A second process with a worker's name.
-    pub namesake: Option<ServiceProcess>,
-    /// Until when its worker may end because of it.
-    pub namesake_until: Duration,
+    /// The last second process with a worker's name.
+    pub namesake: Option<Namesake>,
     /// The proxies.
     pub links: Links,
     /// What is wrong with Amberflo.
@@ -88,6 +93,8 @@ pub struct Arena {
     pub redrive_killed_at: Option<Duration>,
     /// The faults in force.
     pub active: Vec<Step>,
+    /// How many requests had met each quirk in force when it began.
+    pub counts_before: BTreeMap<&'static str, u64>,
     /// The clocks of workers, where they can be moved.
     pub clock: Option<FakeClock>,
     /// The small disk on which the local store lies, where there is one.
@@ -95,6 +102,16 @@ pub struct Arena {
     /// The truth.
     pub store: Store,
     _server: AbortOnDropHandle<std::io::Result<()>>,
+}
+
+/// A second process with a worker's name.
+pub struct Namesake {
+    /// Whose name.
+    pub worker: usize,
+    /// While it runs.
+    pub process: Option<ServiceProcess>,
+    /// Since the start of the emission.
+    pub ended_at: Option<Duration>,
 }
 
 /// What an arena is made of.
@@ -126,15 +143,15 @@ impl Arena {
 
         let store = match aws {
             Some(aws) => Store::emulated(aws).await,
-            None => Store::Local(disk.clone().unwrap_or_else(|| dir.clone()).join("store")),
+            None => Store::Local(disk.clone().unwrap_or_else(|| dir.clone()).join(STORE)),
         };
         let mut keys = Keys::new(store.secrets());
-        let condition = Condition { seed, quirks: [].into(), key: keys.newest(), has_poison: true };
-        sandbox.set_faults(condition.faults(None))?;
+        let condition = Condition { seed, quirks: [].into(), key: keys.newest(), has_poison: true, parts_before: 0 };
+        sandbox.set_faults(condition.faults())?;
         let mut workers = Vec::new();
         let mut worker_links = Vec::new();
         for index in 0..name.workers() {
-            let links = WorkerLinks::start(amberflo, store.endpoints()).await;
+            let links = WorkerLinks::start(amberflo, store.endpoints(), seed.wrapping_add(index as u64)).await;
             let settings = worker_settings(&dir, index, &links, &store, clock.as_ref())?;
             keys.add_file(settings.key_file());
             worker_links.push(links);
@@ -152,20 +169,20 @@ impl Arena {
             Store::Local(_) => format!("http://{}", members[0].addresses().listen),
             Store::Aws { aws, .. } => aws.kinesis.url.clone(),
         };
-        let producers = emulators::Throttle::start(&entrance).await;
+        let producers = emulators::Throttle::start_with_seed(&entrance, seed).await;
         Ok(Self {
             name,
             board,
             workers: members,
             control_api,
             namesake: None,
-            namesake_until: Duration::ZERO,
             links: Links { workers: worker_links, producers },
             condition,
             keys,
             sandbox,
             redrive_killed_at: None,
             active: Vec::new(),
+            counts_before: BTreeMap::new(),
             clock,
             disk,
             store,
@@ -187,19 +204,19 @@ impl Arena {
             }
         })
     }
+}
 
-    /// Copies a store on the small disk, which ends with this program, to a directory.
-    ///
-    /// # Errors
-    /// When a file cannot be copied.
-    pub fn save_store(&self, into: &Path) -> anyhow::Result<()> {
-        let (Store::Local(store), Some(_)) = (&self.store, &self.disk) else { return Ok(()) };
-        for entry in std::fs::read_dir(store)? {
-            let entry = entry?;
-            std::fs::copy(entry.path(), into.join(entry.file_name()))?;
-        }
-        Ok(())
+/// Copies the store on the small disk, which ends with this program, to a directory.
+///
+/// # Errors
+/// When a file cannot be copied.
+pub fn save_store(disk: &Path, into: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(into)?;
+    for entry in std::fs::read_dir(disk.join(STORE))? {
+        let entry = entry?;
+        std::fs::copy(entry.path(), into.join(entry.file_name()))?;
     }
+    Ok(())
 }
 
 impl Store {
@@ -240,11 +257,20 @@ impl Store {
         })
     }
 
-    /// Takes all dead letters; nobody else may have one in hand.
+    /// # Errors
+    /// When an emulator has ended by itself: how, and its last words.
+    pub fn check(&mut self) -> anyhow::Result<()> {
+        match self {
+            Self::Local(_) => Ok(()),
+            Self::Aws { aws, .. } => aws.kinesis.check().and(aws.moto.check()).map_err(anyhow::Error::msg),
+        }
+    }
+
+    /// Takes all dead letters, also those that somebody had in hand who is gone. Answers how many remain hidden, too.
     ///
     /// # Errors
     /// When they cannot be read.
-    pub async fn letters(&self) -> anyhow::Result<Vec<DeadLetter>> {
+    pub async fn letters(&self) -> anyhow::Result<(Vec<DeadLetter>, u64)> {
         let mut letters = Vec::new();
         match self {
             Self::Local(dir) => {
@@ -252,7 +278,7 @@ impl Store {
                 let mut after = 0;
                 loop {
                     let page = store.peek_dead_letters(after, PEEK).await?;
-                    let Some(&(last, _)) = page.last() else { return Ok(letters) };
+                    let Some(&(last, _)) = page.last() else { return Ok((letters, 0)) };
                     after = last;
                     letters.extend(page.into_iter().map(|(_, letter)| letter));
                 }
@@ -260,10 +286,16 @@ impl Store {
             Self::Aws { aws, queue, .. } => {
                 let configuration = emulators::configuration(&aws.moto.url);
                 let queue = SqsDeadLetters::open(&configuration, queue, Duration::from_secs(86_400)).await?;
+                let deadline = Instant::now() + HIDDEN_LIMIT;
                 loop {
                     let received = queue.receive(RECEIVE).await?;
                     if received.is_empty() {
-                        return Ok(letters);
+                        let hidden = queue.depth().await?;
+                        if hidden == 0 || Instant::now() >= deadline {
+                            return Ok((letters, hidden));
+                        }
+                        sleep(HIDDEN_POLL).await;
+                        continue;
                     }
                     queue.delete(&received.iter().map(|one| one.receipt.clone()).collect::<Vec<_>>()).await?;
                     letters.extend(received.into_iter().map(|one| one.letter));

@@ -1,5 +1,6 @@
 //! What happened, and what was seen: shared between those who break, those who watch, and the report.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -40,6 +41,17 @@ pub struct Point {
     pub faults: usize,
 }
 
+/// What became of a step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Done {
+    /// It was carried out: what, in words.
+    Yes(String),
+    /// It was not: why.
+    LeftOut(String),
+    /// It was asked for; whether it could be carried out is told later.
+    Later,
+}
+
 /// One deployment's.
 pub struct Board {
     arena: ArenaName,
@@ -58,8 +70,12 @@ pub struct State {
     pub active: Vec<&'static str>,
     /// What must not be.
     pub findings: Vec<String>,
-    /// Processes that were killed with SIGKILL.
+    /// Workers that were killed with SIGKILL.
     pub kills: u64,
+    /// How often each kind of fault was carried out: not what was left out or refused.
+    pub done: BTreeMap<&'static str, u64>,
+    /// How many calls met each kind of fault, where that can be counted.
+    pub befell: BTreeMap<&'static str, u64>,
 }
 
 impl Board {
@@ -97,9 +113,39 @@ impl Board {
         self.state().notes.push(note);
     }
 
+    /// Adds a line that tells that a fault of this kind was carried out, or why not.
+    pub fn did(&self, kind: &'static str, done: Done) {
+        let text = match done {
+            Done::Yes(text) => {
+                *self.state().done.entry(kind).or_default() += 1;
+                text
+            }
+            Done::LeftOut(why) => format!("left out: {why}"),
+            Done::Later => "asked for".to_owned(),
+        };
+        self.note(kind, text);
+    }
+
     /// Adds something that must not be, to the timeline too.
     pub fn find(&self, subject: &str, text: &str) {
         self.note(subject, format!("FAILED: {text}"));
         self.state().findings.push(format!("{subject}: {text}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_left_out_does_not_count_as_done() {
+        let board = Board::new(ArenaName::Local);
+        board.did("kill", Done::Yes("worker-1 killed".to_owned()));
+        board.did("kill", Done::LeftOut("worker-1 is down already".to_owned()));
+        board.did("split", Done::Later);
+        let state = board.state();
+        assert_eq!(state.done, [("kill", 1)].into());
+        let texts: Vec<_> = state.notes.iter().map(|note| note.text.as_str()).collect();
+        assert_eq!(texts, ["worker-1 killed", "left out: worker-1 is down already", "asked for"]);
     }
 }

@@ -4,6 +4,7 @@
 //! paused, and that is another fault.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::Context as _;
 
@@ -14,6 +15,7 @@ const PLACES: [&str; 3] = [
     "/usr/lib/aarch64-linux-gnu/faketime/libfaketimeMT.so.1",
 ];
 const FILE: &str = "clock";
+const PROBE_SECONDS: i32 = 3600;
 
 /// Moves the clocks of the processes that were started with its environment.
 #[derive(Clone, Debug)]
@@ -22,11 +24,28 @@ pub struct FakeClock {
 }
 
 impl FakeClock {
-    /// With the library that is installed; `None` without.
-    #[must_use]
-    pub fn find() -> Option<Self> {
-        let library = PLACES.iter().map(Path::new).find(|path| path.exists())?.to_owned();
-        Some(Self { library })
+    /// With the library that is installed, once it has moved the clock of a small program in `dir`.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn find(dir: &Path) -> Result<Self, String> {
+        let library = PLACES.iter().map(Path::new).find(|path| path.exists()).ok_or("libfaketime is not installed")?;
+        let clock = Self { library: library.to_owned() };
+        match clock.moves(dir) {
+            Ok(true) => Ok(clock),
+            Ok(false) => Err(format!("{} does not move the clock of `date`", library.display())),
+            Err(error) => Err(format!("{}: {error:#}", library.display())),
+        }
+    }
+
+    fn moves(&self, dir: &Path) -> anyhow::Result<bool> {
+        let time = |environment: Vec<(&'static str, String)>| -> anyhow::Result<i64> {
+            let output = Command::new("date").arg("+%s").envs(environment).output().context("`date +%s`")?;
+            Ok(String::from_utf8_lossy(&output.stdout).trim().parse()?)
+        };
+        let environment = self.environment(dir)?;
+        set(dir, PROBE_SECONDS)?;
+        Ok(time(environment)? - time(Vec::new())? > i64::from(PROBE_SECONDS / 2))
     }
 
     /// What a process needs, whose clock is moved by a file in `dir`. It shows the true time at first.

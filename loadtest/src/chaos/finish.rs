@@ -1,5 +1,6 @@
 //! The end of a run: everything is mended, everything settles, and every event is accounted for.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -10,14 +11,16 @@ use shared::reason::Reason;
 use tokio::time::{Instant, sleep};
 
 use super::arena::Arena;
-use super::board::{Note, Point};
-use super::inject::{redrive, told};
+use super::board::{Board, Note, Point};
+use super::inject::{NAMESAKE_DIR, redrive, told};
 use super::invariants::Invariants;
 use super::kind::ArenaName;
 use super::watch::Watching;
 use crate::audit::{Audit, Bill};
+use crate::log_watch;
 use crate::producer::Plane;
 use crate::scrape::Sample;
+use crate::service_process::ServiceSettings;
 use crate::truth::Truth;
 
 /// How long producers may take to be rid of their last events.
@@ -51,8 +54,14 @@ pub struct Outcome {
     pub records_checked: usize,
     /// Events behind checkpoints that were looked for on the bill.
     pub checkpoints_checked: u64,
-    /// Processes killed with SIGKILL by the schedule.
+    /// Workers killed with SIGKILL by the schedule.
     pub kills: u64,
+    /// How often each kind of fault was carried out.
+    pub done: BTreeMap<&'static str, u64>,
+    /// How many calls met each kind of fault, where that can be counted.
+    pub befell: BTreeMap<&'static str, u64>,
+    /// Whether the run came to its end, so that all was checked.
+    pub is_complete: bool,
     /// Identical copies that only Amberflo's deduplication absorbed.
     pub absorbed_by_amberflo: u64,
     /// Calls of producers that failed and were made again.
@@ -65,6 +74,33 @@ pub struct Outcome {
     /// The timeline.
     #[serde(skip)]
     pub notes: Vec<Note>,
+}
+
+impl Outcome {
+    /// Of a run that could not go on: what was seen until then, and why.
+    #[must_use]
+    pub fn aborted(board: &Board, error: &anyhow::Error) -> Self {
+        board.find("run", &format!("it could not go on: {error:#}"));
+        let state = board.state();
+        let last = state.points.last().copied().unwrap_or_default();
+        Self {
+            arena: board.arena(),
+            passed: false,
+            failures: state.findings.clone(),
+            audit: Audit::default(),
+            records_checked: 0,
+            checkpoints_checked: 0,
+            kills: state.kills,
+            done: state.done.clone(),
+            befell: state.befell.clone(),
+            is_complete: false,
+            absorbed_by_amberflo: last.absorbed,
+            failed_calls: 0,
+            settled_after: 0.0,
+            points: state.points.clone(),
+            notes: state.notes.clone(),
+        }
+    }
 }
 
 impl Arena {
@@ -82,14 +118,18 @@ impl Arena {
         let settled_after = over.elapsed().as_secs_f64();
         // What Amberflo refused is mended, so that every event has to be billed in the end.
         self.condition.has_poison = false;
-        self.misbehave_as_amberflo(None)?;
+        self.condition.apply_to(&self.sandbox)?;
         self.board.note("run", "Amberflo refuses nothing any more; dead letters are redriven");
         self.redrive_all().await?;
         self.settle(&watching, "after the redrive").await?;
         let invariants = watching.stop().await?;
         self.drain().await?;
+        self.look_for_panics()?;
 
-        let letters = self.store.letters().await.context("the dead letters")?;
+        let (letters, hidden) = self.store.letters().await.context("the dead letters")?;
+        if hidden > 0 {
+            self.board.find("dead letters", &format!("{hidden} remain hidden at the end"));
+        }
         let truth = std::mem::take(&mut *plane.truth.lock().unwrap_or_else(PoisonError::into_inner));
         let bill = Bill {
             records: self.sandbox.records(),
@@ -99,7 +139,8 @@ impl Arena {
         };
         let audit = Audit::of(&mended(truth), &bill, &letters);
         self.board.note("run", "audited");
-        let state = self.board.state();
+        let mut state = self.board.state();
+        state.befell.extend(self.links.befell());
         let failures = failures(&state.findings, &invariants, &audit);
         Ok(Outcome {
             arena: self.name,
@@ -108,6 +149,9 @@ impl Arena {
             records_checked: invariants.records(),
             checkpoints_checked: invariants.passed(),
             kills: state.kills,
+            done: state.done.clone(),
+            befell: state.befell.clone(),
+            is_complete: true,
             absorbed_by_amberflo: bill.ledger.absorbed_copies,
             failed_calls: plane.emission.failed_calls.load(Ordering::Relaxed),
             settled_after,
@@ -187,6 +231,20 @@ impl Arena {
         }
         Ok(())
     }
+
+    /// Sees whether a log tells of a panic, also of one that its process outlived.
+    fn look_for_panics(&self) -> anyhow::Result<()> {
+        for member in self.workers.iter().chain([&self.control_api]) {
+            let log = member.settings().log_file();
+            let mut lines = log_watch::panics(&log).with_context(|| log.display().to_string())?;
+            // Most have no namesake.
+            let namesake =
+                ServiceSettings { dir: member.settings().dir.join(NAMESAKE_DIR), ..member.settings().clone() };
+            lines.extend(log_watch::panics(&namesake.log_file()).unwrap_or_default());
+            lines.iter().for_each(|line| self.board.find(&member.name, &format!("its log tells of a panic: {line}")));
+        }
+        Ok(())
+    }
 }
 
 fn latest(samples: &Mutex<Vec<Option<Sample>>>) -> Vec<Option<Sample>> {
@@ -201,14 +259,23 @@ fn mended(mut truth: Truth) -> Truth {
 
 fn failures(findings: &[String], invariants: &Invariants, audit: &Audit) -> Vec<String> {
     let mut failures = findings.to_vec();
+    // Nothing is found where nothing is looked at.
+    let looked_at = [
+        ("events emitted", audit.unique_valid),
+        ("events billed", audit.delivered),
+        ("records of the bill checked while it ran", invariants.records() as u64),
+        ("events behind checkpoints checked while it ran", invariants.passed()),
+    ];
+    let nothing = looked_at.iter().filter(|(_, count)| *count == 0);
+    failures.extend(nothing.map(|(what, _)| format!("nothing to judge by: 0 {what}")));
     failures.extend(invariants.findings().iter().map(|finding| format!("while it ran: {finding}")));
     let untold = invariants.count() - invariants.findings().len() as u64;
     failures.extend((untold > 0).then(|| format!("while it ran: {untold} more")));
     if !audit.passed() {
-        let Audit { lost, double_billed, misbilled, missing_dead_letters, unexpected, .. } = audit;
+        let Audit { lost, double_billed, misbilled, underbilled, missing_dead_letters, unexpected, .. } = audit;
         failures.push(format!(
-            "audit: lost {lost}, double-billed {double_billed}, misbilled {misbilled}, missing dead letters \
-             {missing_dead_letters}, unexpected {unexpected}"
+            "audit: lost {lost}, double-billed {double_billed}, misbilled {misbilled}, underbilled {underbilled}, \
+             missing dead letters {missing_dead_letters}, unexpected {unexpected}"
         ));
     }
     failures.extend(audit.findings.iter().map(|finding| format!("audit: {finding}")));
@@ -258,12 +325,14 @@ mod tests {
     #[test]
     fn every_kind_of_failure_is_told() {
         let (mut invariants, mut audit) = (Invariants::default(), Audit::default());
-        assert!(failures(&[], &invariants, &audit).is_empty());
+        let nothing = failures(&[], &invariants, &audit);
+        assert_eq!(nothing.len(), 4, "{nothing:?}");
+        assert!(nothing.iter().all(|text| text.contains(": 0 ")));
         (0..30).for_each(|number| invariants.find(format!("number {number}")));
         audit.lost = 1;
         audit.findings.push("lost: x".to_owned());
         let told = failures(&["worker-1: gone".to_owned()], &invariants, &audit);
-        assert_eq!(told.len(), 1 + 20 + 1 + 2, "{told:?}");
+        assert_eq!(told.len(), 4 + 1 + 20 + 1 + 2, "{told:?}");
         assert!(told.iter().any(|text| text.ends_with("10 more")) && told.iter().any(|text| text.contains("lost 1")));
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use amberflo_sandbox::Stats;
 use serde::Serialize;
 
 use super::amberflo::Quirk;
@@ -61,6 +62,18 @@ pub struct Kind {
     pub stalls: bool,
 }
 
+impl Kind {
+    /// Whether the calls that meet it can be counted: connections that are refused cannot.
+    #[must_use]
+    pub fn is_counted(&self) -> bool {
+        match self.act {
+            Act::Amberflo(quirk) => quirk.count(&Stats::default()).is_some(),
+            Act::Calls(_, trouble) => trouble != Trouble::Down,
+            _ => false,
+        }
+    }
+}
+
 /// What is done to a deployment.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Act {
@@ -68,7 +81,7 @@ pub enum Act {
     Kill,
     /// SIGSTOP to a worker, SIGCONT at the end.
     Pause,
-    /// SIGTERM to a worker, which starts again at the end.
+    /// SIGTERM to a worker, which starts again a second after it has drained.
     Terminate,
     /// A second process with the name of a worker, killed at the end.
     Namesake,
@@ -173,7 +186,7 @@ pub const KINDS: &[Kind] = &{
     [
         kind("kill", "SIGKILL to a worker, restart", Act::Kill, BOTH, 20, (1, 10)),
         kind("pause", "SIGSTOP to a worker, SIGCONT", Act::Pause, BOTH, 8, (1, 12)),
-        kind("terminate", "SIGTERM to a worker, restart", Act::Terminate, BOTH, 8, (2, 8)),
+        kind("terminate", "SIGTERM to a worker, restart once it has drained", Act::Terminate, BOTH, 8, (2, 8)),
         kind("namesake", "a second process with a worker's WORKER_ID", Act::Namesake, KINESIS, 1, (8, 12)),
         kind("split", "a shard is split", Act::Split, KINESIS, 8, (1, 3)),
         kind("merge", "two shards are merged", Act::Merge, KINESIS, 8, (1, 3)),

@@ -1,5 +1,6 @@
 //! Every way from a worker to what it depends on leads through a proxy of its own, so that each can be cut alone.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -38,15 +39,21 @@ pub struct AwsLinks {
 }
 
 impl WorkerLinks {
-    /// Proxies to Amberflo and, where there are, to the emulators of Kinesis and of the other services.
-    pub async fn start(amberflo: SocketAddr, aws: Option<(&str, &str)>) -> Self {
-        let amberflo = Throttle::start(&format!("http://{amberflo}")).await;
+    /// Proxies to Amberflo and, where there are, to the emulators of Kinesis and of the other services. Their random
+    /// sequences start with numbers that follow from `seed`.
+    pub async fn start(amberflo: SocketAddr, aws: Option<(&str, &str)>, seed: u64) -> Self {
+        let mut seeds = fastrand::Rng::with_seed(seed);
+        let mut start = |upstream: &str| {
+            let (upstream, seed) = (upstream.to_owned(), seeds.u64(..));
+            async move { Throttle::start_with_seed(&upstream, seed).await }
+        };
+        let amberflo = start(&format!("http://{amberflo}")).await;
         let Some((kinesis, others)) = aws else { return Self { amberflo, aws: None } };
         let aws = AwsLinks {
-            kinesis: Throttle::start(kinesis).await,
-            dynamodb: Throttle::start(others).await,
-            sqs: Throttle::start(others).await,
-            secrets: Throttle::start(others).await,
+            kinesis: start(kinesis).await,
+            dynamodb: start(others).await,
+            sqs: start(others).await,
+            secrets: start(others).await,
         };
         Self { amberflo, aws: Some(aws) }
     }
@@ -100,19 +107,34 @@ impl Links {
         }
         set(&self.producers, troubles(active, |route, _| route == Route::Producers)).await;
     }
+
+    /// How many calls met each kind of trouble so far. Connections that were cut or refused are not counted.
+    #[must_use]
+    pub fn befell(&self) -> BTreeMap<&'static str, u64> {
+        let mut sums = BTreeMap::new();
+        let links = self.workers.iter().flat_map(|worker| worker.all().map(|(link, _)| link));
+        for (name, count) in links.chain([&self.producers]).flat_map(Throttle::befell) {
+            *sums.entry(name).or_default() += count;
+        }
+        sums
+    }
 }
 
-fn troubles(active: &[Step], concerns: impl Fn(Route, usize) -> bool) -> Vec<Trouble> {
+/// The troubles of one link, with the names of their kinds.
+fn troubles(active: &[Step], concerns: impl Fn(Route, usize) -> bool) -> Vec<(&'static str, Trouble)> {
     let trouble = |step: &Step| match step.kind.act {
-        Act::Calls(route, trouble) if concerns(route, step.worker) => Some(trouble),
+        Act::Calls(route, trouble) if concerns(route, step.worker) => Some((step.kind.name, trouble)),
         _ => None,
     };
-    active.iter().filter_map(trouble).collect()
+    let mut troubles: Vec<_> = active.iter().filter_map(trouble).collect();
+    // Of several that befall a call the first counts, and slowness befalls each.
+    troubles.sort_by_key(|(_, trouble)| matches!(trouble, Trouble::Slow(_)));
+    troubles
 }
 
-async fn set(link: &Throttle, troubles: Vec<Trouble>) {
-    link.set(troubles.iter().filter_map(|trouble| trouble.fault()));
-    match troubles.contains(&Trouble::Down) {
+async fn set(link: &Throttle, troubles: Vec<(&'static str, Trouble)>) {
+    link.set(troubles.iter().filter_map(|(name, trouble)| Some(trouble.fault()?.named(name))));
+    match troubles.iter().any(|(_, trouble)| *trouble == Trouble::Down) {
         true => link.down().await,
         false => link.up().await,
     }
@@ -162,7 +184,7 @@ mod tests {
     async fn one_worker_loses_one_service_and_all_come_back() {
         // Nobody is behind the proxies; they take connections themselves.
         let nowhere = "http://127.0.0.1:9";
-        let worker = || WorkerLinks::start(([127, 0, 0, 1], 9).into(), Some((nowhere, nowhere)));
+        let worker = || WorkerLinks::start(([127, 0, 0, 1], 9).into(), Some((nowhere, nowhere)), 1);
         let links = Links { workers: vec![worker().await, worker().await], producers: Throttle::start(nowhere).await };
         let aws = |index: usize| links.workers[index].aws.as_ref().unwrap();
 
@@ -183,8 +205,15 @@ mod tests {
     fn troubles_are_of_those_whom_they_concern() {
         let active = [step("kinesis-cut", 1), step("kinesis-slow", 0), step("kill", 0)];
         let of = |wanted: Route| troubles(&active, |route, _| route == wanted);
-        assert_eq!(of(Route::KinesisOfOne), [Trouble::Down]);
-        assert_eq!(of(Route::Kinesis), [Trouble::Slow(700)]);
+        assert_eq!(of(Route::KinesisOfOne), [("kinesis-cut", Trouble::Down)]);
+        assert_eq!(of(Route::Kinesis), [("kinesis-slow", Trouble::Slow(700))]);
         assert!(of(Route::Sqs).is_empty());
+    }
+
+    #[test]
+    fn slowness_hides_no_other_trouble() {
+        let active = [step("kinesis-slow", 0), step("kinesis-errors", 0), step("kinesis-hang", 0)];
+        let names: Vec<_> = troubles(&active, |_, _| true).into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["kinesis-errors", "kinesis-hang", "kinesis-slow"]);
     }
 }

@@ -20,6 +20,8 @@ pub struct Report {
     pub passed: bool,
     /// The command that repeats it.
     pub command: String,
+    /// Of which source tree.
+    pub commit: Option<String>,
     /// The seed.
     pub seed: u64,
     /// Emission and faults, in minutes.
@@ -28,10 +30,12 @@ pub struct Report {
     pub rates: BTreeMap<ArenaName, u32>,
     /// Kinds that could not be carried out here, and why.
     pub left_out: Vec<String>,
+    /// How long nothing may be delivered while nothing is broken, in seconds; `None` where that was not checked.
+    pub patience: Option<f64>,
     /// On what.
     pub machine: Machine,
-    /// How often each fault was injected, by arena.
-    pub actions: BTreeMap<ArenaName, BTreeMap<&'static str, u64>>,
+    /// How often each fault was to be injected, by arena.
+    pub planned: BTreeMap<ArenaName, BTreeMap<&'static str, u64>>,
     /// By arena.
     pub outcomes: Vec<Outcome>,
 }
@@ -60,35 +64,62 @@ impl Report {
     #[must_use]
     pub fn summary(&self) -> String {
         let mut text = String::new();
-        for Outcome { arena, passed, failures, audit, kills, absorbed_by_amberflo, .. } in &self.outcomes {
+        for outcome in &self.outcomes {
+            let Outcome { arena, passed, failures, audit, kills, absorbed_by_amberflo, .. } = outcome;
+            // Writing to a String cannot fail.
+            if !outcome.is_complete {
+                let _ = writeln!(text, "{arena}: FAILED: it did not come to its end");
+                failures.iter().for_each(|failure| {
+                    let _ = writeln!(text, "  FAILED  {failure}");
+                });
+                continue;
+            }
             let letters = audit.dead_lettered;
             let verdict = if *passed { "passed" } else { "FAILED" };
             let events = audit.unique_valid;
-            // Writing to a String cannot fail.
             let _ = writeln!(
                 text,
-                "{arena}: {verdict}: {events} events, {} billed, lost {}, billed twice {}, misbilled {}; {letters} dead \
-                 letters, {} missing; {kills} kills, {absorbed_by_amberflo} copies absorbed by Amberflo",
-                audit.delivered, audit.lost, audit.double_billed, audit.misbilled, audit.missing_dead_letters
+                "{arena}: {verdict}: {events} events, {} billed, lost {}, billed twice {}, misbilled {}, underbilled {}; \
+                 {letters} dead letters, {} missing; {kills} kills, {absorbed_by_amberflo} copies absorbed by Amberflo",
+                audit.delivered,
+                audit.lost,
+                audit.double_billed,
+                audit.misbilled,
+                audit.underbilled,
+                audit.missing_dead_letters
             );
             failures.iter().for_each(|failure| {
                 let _ = writeln!(text, "  FAILED  {failure}");
             });
         }
-        text + if self.passed { "PASSED: every event is accounted for, once" } else { "FAILED" }
+        text + &self.verdict("PASSED")
+    }
+
+    /// A run that left things out does not pass for one that did not.
+    fn verdict(&self, passed: &str) -> String {
+        match (self.passed, self.left_out.is_empty()) {
+            (false, _) => "FAILED".to_owned(),
+            (true, true) => format!("{passed}: every event is accounted for, once"),
+            (true, false) => format!("{passed}, without: {}", self.left_out.join("; ")),
+        }
     }
 
     fn markdown(&self) -> String {
         let mut text = String::new();
         let Machine { cores, cpu, os, rustc, profile } = &self.machine;
-        let verdict = if self.passed { "passed: every event is accounted for, once" } else { "FAILED" };
+        let verdict = self.verdict("passed");
+        let commit = self.commit.as_ref().map(|commit| format!("| commit | {commit} |\n")).unwrap_or_default();
+        let patience = match self.patience {
+            Some(seconds) => format!("nothing delivered for {seconds:.0} s while nothing is broken"),
+            None => "not checked: the calms are too short".to_owned(),
+        };
         let rates: Vec<_> = self.rates.iter().map(|(arena, rate)| format!("{arena} {rate}")).collect();
         // Writing to a String cannot fail.
         let _ = write!(
             text,
-            "# Chaos run, seed {}\n\n**Result: {verdict}.**\n\n    {}\n\n| | |\n|---|---|\n| length | {} min of faults, then \
+            "# Chaos run, seed {}\n\n**Result: {verdict}.**\n\n    {}\n\n| | |\n|---|---|\n{commit}| length | {} min of faults, then \
              the settling |\n| load | {} events/s, copies included |\n| machine | {cores} cores, {cpu}, \
-             {os} |\n| built with | {rustc}, {profile} |\n| left out | {} |\n",
+             {os} |\n| built with | {rustc}, {profile} |\n| a standstill | {patience} |\n| left out | {} |\n",
             self.seed,
             self.command,
             self.minutes,
@@ -106,18 +137,27 @@ impl Report {
     }
 
     fn actions_section(&self, text: &mut String) {
-        text.push_str("\n## What was done to them\n\n| fault | |");
+        text.push_str(
+            "\n## What was done to them\n\nPlanned; done, as some faults find nothing to befall; and how many calls met \
+             them. Calls are not counted where connections are refused, and where the answers look like others.\n\n\
+             | fault | |",
+        );
         for outcome in &self.outcomes {
-            let _ = write!(text, " {} |", outcome.arena);
+            let _ = write!(text, " {}: planned | done | calls |", outcome.arena);
         }
         text.push_str("\n|---|---|");
-        self.outcomes.iter().for_each(|_| text.push_str("--:|"));
+        self.outcomes.iter().for_each(|_| text.push_str("--:|--:|--:|"));
         text.push('\n');
         for kind in KINDS {
             let _ = write!(text, "| {} | {} |", kind.name, kind.what);
             for outcome in &self.outcomes {
-                let count = self.actions.get(&outcome.arena).and_then(|counts| counts.get(kind.name)).copied();
-                let _ = write!(text, " {} |", count.map_or("-".to_owned(), |count| count.to_string()));
+                let planned = self.planned.get(&outcome.arena).and_then(|counts| counts.get(kind.name));
+                let done = planned.map(|_| outcome.done.get(kind.name).unwrap_or(&0));
+                let befell = done.filter(|_| kind.is_counted() && outcome.is_complete);
+                let befell = befell.map(|_| outcome.befell.get(kind.name).unwrap_or(&0));
+                for count in [planned, done, befell] {
+                    let _ = write!(text, " {} |", count.map_or("-".to_owned(), u64::to_string));
+                }
             }
             text.push('\n');
         }
@@ -125,6 +165,7 @@ impl Report {
 }
 
 fn outcome_section(outcome: &Outcome, text: &mut String) {
+    // Writing to a String cannot fail.
     let Outcome { arena, audit, .. } = outcome;
     let _ = write!(text, "\n## {arena}: {}\n\n", if outcome.passed { "passed" } else { "FAILED" });
     for failure in &outcome.failures {
@@ -132,6 +173,11 @@ fn outcome_section(outcome: &Outcome, text: &mut String) {
     }
     if !outcome.failures.is_empty() {
         text.push('\n');
+    }
+    if !outcome.is_complete {
+        text.push_str("It did not come to its end: there is no audit.\n");
+        chart_links(outcome, text);
+        return;
     }
     text.push_str("| meter | well-formed | events | billed | lost or left over | total used | total billed |\n|---|--:|--:|--:|--:|--:|--:|\n");
     for meter in &audit.meters {
@@ -154,6 +200,7 @@ fn outcome_section(outcome: &Outcome, text: &mut String) {
         ("lost", audit.lost.to_string()),
         ("billed twice", audit.double_billed.to_string()),
         ("misbilled", audit.misbilled.to_string()),
+        ("billed less than used, in sum", audit.underbilled.to_string()),
         ("missing dead letters", audit.missing_dead_letters.to_string()),
         ("unexpected", audit.unexpected.to_string()),
         (
@@ -161,7 +208,7 @@ fn outcome_section(outcome: &Outcome, text: &mut String) {
             format!("{} ({}), {} copies of them", audit.dead_lettered, letters.join(", "), audit.dead_letter_copies),
         ),
         ("copies that Amberflo's deduplication absorbed", outcome.absorbed_by_amberflo.to_string()),
-        ("processes killed", outcome.kills.to_string()),
+        ("workers killed with SIGKILL", outcome.kills.to_string()),
         ("calls of producers that failed, and were made again", outcome.failed_calls.to_string()),
         ("records of the bill checked while it ran", outcome.records_checked.to_string()),
         ("events behind checkpoints looked for on the bill", outcome.checkpoints_checked.to_string()),
@@ -171,8 +218,12 @@ fn outcome_section(outcome: &Outcome, text: &mut String) {
     for (name, value) in rows {
         let _ = writeln!(text, "| {name} | {value} |");
     }
+    chart_links(outcome, text);
+}
+
+fn chart_links(outcome: &Outcome, text: &mut String) {
     for (name, chart) in charts(outcome) {
-        let _ = write!(text, "\n![{}]({arena}-{name}.svg)\n", chart.title);
+        let _ = write!(text, "\n![{}]({}-{name}.svg)\n", chart.title, outcome.arena);
     }
 }
 
@@ -193,7 +244,7 @@ fn charts(outcome: &Outcome) -> Vec<(&'static str, Chart)> {
     let line = |value: fn(&Point) -> Option<f64>| {
         points.iter().filter_map(|point| Some((point.at, value(point)?))).collect::<Vec<_>>()
     };
-    let kills = outcome.notes.iter().filter(|note| note.subject == "kill" && note.text != "over");
+    let kills = outcome.notes.iter().filter(|note| note.subject == "kill" && note.text.ends_with("killed"));
     let chart = |title: &str, y_label: &str, series| Chart {
         title: format!("{}: {title}", outcome.arena),
         x_label: "time [s]".to_owned(),
@@ -250,6 +301,7 @@ fn rate(points: &[Point], count: fn(&Point) -> u64) -> Vec<(f64, f64)> {
 mod tests {
     use super::*;
     use crate::audit::Audit;
+    use crate::chaos::board::{Board, Done};
 
     fn report(failures: Vec<String>) -> Report {
         let points =
@@ -264,21 +316,33 @@ mod tests {
             records_checked: 7,
             checkpoints_checked: 6,
             kills: 1,
+            done: BTreeMap::from([("kill", 2)]),
+            befell: BTreeMap::from([("fail-before", 17)]),
+            is_complete: true,
             absorbed_by_amberflo: 5,
             failed_calls: 4,
             settled_after: 3.0,
             points: points.collect(),
-            notes: vec![note(12.0, "worker-1 killed"), note(14.0, "over")],
+            notes: vec![
+                note(12.0, "worker-1 killed"),
+                note(14.0, "over"),
+                note(20.0, "left out: worker-1 is down or ending already"),
+            ],
         };
         Report {
             passed: outcome.passed,
-            command: "loadtest chaos --minutes 1 --seed 9".to_owned(),
+            command: "make chaos ARGS='--minutes 1 --seed 9'".to_owned(),
+            commit: Some("0123abc, changed".to_owned()),
+            patience: None,
             seed: 9,
             minutes: 1.0,
             rates: BTreeMap::from([(ArenaName::Kinesis, 10)]),
             left_out: Vec::new(),
             machine: Machine::here(),
-            actions: BTreeMap::from([(ArenaName::Kinesis, BTreeMap::from([("kill", 3)]))]),
+            planned: BTreeMap::from([(
+                ArenaName::Kinesis,
+                BTreeMap::from([("kill", 3), ("fail-before", 1), ("sqs-lost", 1)]),
+            )]),
             outcomes: vec![outcome],
         }
     }
@@ -292,7 +356,11 @@ mod tests {
             "seed 9",
             "passed",
             "--minutes 1 --seed 9",
-            "| kill | SIGKILL to a worker, restart | 3 |",
+            "| kill | SIGKILL to a worker, restart | 3 | 2 | - |",
+            "| fail-before | 5xx, nothing accepted | 1 | 0 | 17 |",
+            "| sqs-lost | letters are stored, the answers fail | 1 | 0 | 0 |",
+            "| commit | 0123abc, changed |",
+            "| a standstill | not checked",
             "worker-1 killed",
         ] {
             assert!(text.contains(part), "{part} in {text}");
@@ -304,6 +372,37 @@ mod tests {
             serde_json::from_slice(&std::fs::read(dir.path().join("result.json")).unwrap()).unwrap();
         assert_eq!((&result["passed"], &result["seed"]), (&true.into(), &9.into()));
         assert_eq!(result["outcomes"][0]["absorbed_by_amberflo"], 5);
+    }
+
+    #[test]
+    fn a_run_that_left_something_out_says_so_in_its_verdict() {
+        let mut report = report(Vec::new());
+        assert!(report.summary().ends_with("PASSED: every event is accounted for, once"));
+        report.left_out = vec!["a full disk: no room".to_owned()];
+        assert!(report.summary().ends_with("PASSED, without: a full disk: no room"), "{}", report.summary());
+        assert!(report.markdown().contains("**Result: passed, without: a full disk: no room.**"));
+    }
+
+    #[test]
+    fn a_run_that_broke_off_has_a_report() {
+        let board = Board::new(ArenaName::Local);
+        board.did("kill", Done::Yes("worker-1 killed".to_owned()));
+        let outcome = Outcome::aborted(&board, &anyhow::anyhow!("moto ended"));
+        let report = Report { passed: false, outcomes: vec![outcome], ..report(Vec::new()) };
+        let dir = tempfile::tempdir().unwrap();
+        report.write(dir.path()).unwrap();
+        let text = std::fs::read_to_string(dir.path().join("report.md")).unwrap();
+        for part in ["FAILED", "it could not go on: moto ended", "worker-1 killed", "no audit"] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+        assert!(report.summary().contains("did not come to its end"));
+    }
+
+    #[test]
+    fn marks_are_of_kills_that_happened() {
+        for (_, chart) in charts(&report(Vec::new()).outcomes[0]) {
+            assert_eq!(chart.marks.len(), 1);
+        }
     }
 
     #[test]

@@ -36,6 +36,16 @@ pub struct Step {
     pub dice: u64,
 }
 
+impl Step {
+    /// The same, when it begins at `now`: if that is late, it ends later too, as far as no fault reaches into the calm.
+    #[must_use]
+    pub fn begun(self, now: Duration, length: Duration) -> Self {
+        let end = storms(length).into_iter().map(|(_, end)| end).find(|end| *end >= self.until);
+        let until = now + (self.until - self.at);
+        Self { until: end.map_or(until, |end| until.min(end)).max(self.until), ..self }
+    }
+}
+
 impl PartialEq for Step {
     fn eq(&self, other: &Self) -> bool {
         let key = |step: &Self| (step.arena, step.kind.name, step.at, step.until, step.worker, step.dice);
@@ -88,11 +98,22 @@ fn arena_plan(seed: u64, length: Duration, arena: ArenaName) -> Vec<Step> {
     steps
 }
 
+/// How long a calm is in a run of this length.
+#[must_use]
+pub fn calm(length: Duration) -> Duration {
+    CALM.min(round(length).1 / 3)
+}
+
+/// How many rounds there are, and how long each is.
+fn round(length: Duration) -> (u32, Duration) {
+    let rounds = (length.as_secs_f64() / ROUND.as_secs_f64()).round().max(1.0) as u32;
+    (rounds, length / rounds)
+}
+
 /// When faults may be: between the warm-up and the first calm, and between calms.
 fn storms(length: Duration) -> Vec<(Duration, Duration)> {
-    let rounds = (length.as_secs_f64() / ROUND.as_secs_f64()).round().max(1.0) as u32;
-    let round = length / rounds;
-    let calm = CALM.min(round / 3);
+    let (rounds, round) = round(length);
+    let calm = calm(length);
     let storm = |index: u32| {
         let start = if index == 0 { WARM_UP.min(round / 6) } else { round * index };
         (start, round * (index + 1) - calm)
@@ -163,6 +184,19 @@ mod tests {
                 assert!(length - last >= CALM.min(length / 3), "the run ends calm");
             }
         }
+    }
+
+    #[test]
+    fn a_step_that_begins_late_lasts_as_long_but_not_into_the_calm() {
+        let steps = plan(7, FIVE_MINUTES);
+        for step in &steps {
+            assert_eq!(step.begun(step.at, FIVE_MINUTES), *step);
+            let late = step.begun(step.at + Duration::from_secs(60), FIVE_MINUTES);
+            assert!(storms(FIVE_MINUTES).iter().any(|(start, end)| *start <= late.at && late.until <= *end));
+        }
+        let first = steps[0];
+        let late = first.begun(first.at + Duration::from_secs(1), FIVE_MINUTES);
+        assert_eq!(late.until, first.until + Duration::from_secs(1));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::board::{Board, Point};
 use super::invariants::{Invariants, Watchdog};
+use super::schedule::calm;
 use super::tail::Tail;
 use crate::producer::Emission;
 use crate::scrape::{Sample, Scraper};
@@ -24,9 +25,19 @@ const EVERY: Duration = Duration::from_secs(1);
 const AUDIT_EVERY: Duration = Duration::from_secs(4);
 /// Between two answers of stream and leases, the pause between two looks included.
 const ANSWER_LIMIT: Duration = Duration::from_secs(12);
-/// How long nothing may be delivered while nothing is broken: longer than a refused sender waits before it asks again,
-/// and shorter than a calm.
+/// How long nothing may be delivered while nothing is broken, at most: longer than a refused sender waits before it asks
+/// again.
 const PATIENCE: Duration = Duration::from_secs(45);
+/// Less would take a slow machine for a standstill.
+const PATIENCE_MIN: Duration = Duration::from_secs(20);
+/// So much of a calm is left for the first look after the last fault.
+const CALM_MARGIN: Duration = Duration::from_secs(5);
+
+/// How long nothing may be delivered in calms of this length; `None` where they are too short to tell.
+#[must_use]
+pub fn patience(calm: Duration) -> Option<Duration> {
+    Some(PATIENCE.min(calm.saturating_sub(CALM_MARGIN))).filter(|patience| *patience >= PATIENCE_MIN)
+}
 
 /// What is watched.
 pub struct Watch {
@@ -79,7 +90,9 @@ impl Watch {
         let mut answered = Instant::now();
         let seen = self.seen;
         let mut invariants = Invariants::default();
-        let mut watchdog = Watchdog::new(PATIENCE);
+        let mut watchdog = patience(calm(seen.length)).map(Watchdog::new);
+        let mut audits = interval(AUDIT_EVERY);
+        audits.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut ticks = interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut told = 0;
@@ -90,6 +103,8 @@ impl Watch {
                     answered = Instant::now();
                     seen.audit(&mut invariants, &ids);
                 }
+                // Also while nobody can read the checkpoints.
+                _ = audits.tick() => seen.audit(&mut invariants, &[]),
                 _ = ticks.tick() => {
                     let latest = sample(&seen.workers, &mut invariants).await;
                     let point = seen.point(&latest);
@@ -97,7 +112,8 @@ impl Watch {
                     // An emulator that does not answer us either, on a machine that is too busy, is a fault as well.
                     let is_broken = point.faults > 0 || answered.elapsed() > ANSWER_LIMIT;
                     let is_owed = !is_broken && seen.board.now() < seen.length;
-                    if let Some(standstill) = watchdog.look(seen.board.now(), is_owed, point.delivered) {
+                    let look = |watchdog: &mut Watchdog| watchdog.look(seen.board.now(), is_owed, point.delivered);
+                    if let Some(standstill) = watchdog.as_mut().and_then(look) {
                         invariants.find(standstill);
                     }
                     seen.board.state().points.push(point);
@@ -110,8 +126,10 @@ impl Watch {
         while let Some(ids) = passed.recv().await {
             seen.audit(&mut invariants, &ids);
         }
-        if let Ok(Err(error)) = following.await {
-            invariants.find(format!("the checkpoints cannot be read at the end: {error}"));
+        match following.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => invariants.find(format!("the checkpoints cannot be read at the end: {error}")),
+            Err(error) => invariants.find(format!("the checkpoints were not followed to the end: {error}")),
         }
         invariants
     }
@@ -201,4 +219,21 @@ async fn sample(workers: &[(String, Scraper)], invariants: &mut Invariants) -> V
         seen.push(sample);
     }
     seen
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patience_ends_before_the_calm_or_there_is_none() {
+        let minutes = |minutes: u64| patience(calm(Duration::from_secs(60 * minutes)));
+        assert_eq!(minutes(1), None);
+        assert_eq!(minutes(2), Some(Duration::from_secs(35)));
+        assert_eq!(minutes(5), Some(PATIENCE));
+        for length in 2..200 {
+            // A refused sender waits for half a minute.
+            assert!(minutes(length).is_some_and(|patience| patience > Duration::from_secs(32)), "{length}");
+        }
+    }
 }

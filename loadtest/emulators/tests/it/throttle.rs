@@ -30,13 +30,14 @@ async fn faults_befall_the_calls_they_name() {
     in_time(async {
         assert_eq!(list().await.unwrap().shards().len(), 1);
 
-        proxy.set([Fault::refuse(THROUGHPUT_EXCEEDED).on("ListShards").times(2)]);
+        proxy.set([Fault::refuse(THROUGHPUT_EXCEEDED).on("ListShards").times(2).named("throughput")]);
         assert_eq!(describe().await.unwrap().stream_description_summary().unwrap().open_shard_count(), 1);
         for _ in 0..2 {
             assert_eq!(list().await.unwrap_err().code(), Some(THROUGHPUT_EXCEEDED));
         }
         list().await.unwrap();
         assert_eq!(proxy.calls("ListShards"), Calls { arrived: 4, faulted: 2 });
+        assert_eq!(proxy.befell(), [("throughput", 2)].into());
         assert_eq!(proxy.calls("DescribeStreamSummary"), Calls { arrived: 1, faulted: 0 });
 
         proxy.set([Fault::refuse("InternalFailure").share(0.5)]);
