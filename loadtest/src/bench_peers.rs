@@ -116,8 +116,8 @@ impl BenchPeersArgs {
 /// Runs the benchmark and prints its tables, until a signal ends it: exit code 130.
 ///
 /// # Errors
-/// When nothing ran. When a contender that is there cannot run, or does not deliver as many events as it was given in a run
-/// without faults: only after the others have run, and the tables are printed.
+/// When nothing ran. When a contender that is there cannot run, or does not deliver as many events as it was given in
+/// a run without faults: only after the others have run, and the tables are printed.
 pub async fn run(args: &BenchPeersArgs) -> anyhow::Result<ExitCode> {
     args.report.as_deref().map_or(Ok(()), report::check)?;
     let parts: Vec<_> = Part::ALL.into_iter().filter(|part| !args.asked(*part).is_empty()).collect();

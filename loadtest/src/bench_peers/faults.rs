@@ -79,8 +79,8 @@ pub async fn run(lab: &Lab, contender: Contender, events: &Events, kinesis: Opti
     .with_context(|| launch.errors())?;
     if contender.is_daemon() {
         anyhow::ensure!(!has_ended(running.id()?), "it ended by itself after its restart; {}", launch.errors());
-        // All but one checkpoint what was accepted: what is not billed yet is still in the stream. The threaded producer may
-        // have had all of it in its queue, and then has nothing left to send.
+        // All but one checkpoint what was accepted: what is not billed yet is still in the stream. The threaded
+        // producer may have had all of it in its queue, and then has nothing left to send.
         let is_silent = sandbox.stats().requests == at_restart && sandbox.ledger().events < count as u64;
         anyhow::ensure!(
             contender == Contender::KclRsQueue || !is_silent,

@@ -47,7 +47,7 @@ impl Peer {
             let mut line = String::new();
             stdout.read_line(&mut line).map(|_| (stdout, line))
         });
-        // The runtime waits for the thread at its end. Whoever stops waiting here kills the process, which ends the thread.
+        // The runtime waits for the thread at its end. Whoever stops waiting here kills the process: that ends it.
         let read = timeout(START_LIMIT, reading).await;
         let (stdout, line) = read.with_context(|| format!("it does not listen after {START_LIMIT:?}"))???;
         peer.stdout = Some(stdout);

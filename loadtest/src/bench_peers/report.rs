@@ -134,7 +134,8 @@ impl Results {
         if !held_up.is_empty() {
             let _ = writeln!(
                 text,
-                "\nThe sink was busy for more than {:.0} % of the time, so that these could be faster than the table says: {}.",
+                "\nThe sink was busy for more than {:.0} % of the time, so that these could be faster than the table \
+                 says: {}.",
                 100.0 * SINK_BUSY,
                 held_up.join("; "),
             );

@@ -135,8 +135,8 @@ impl Sink {
 }
 
 impl Pace {
-    /// Between the first and the last twentieth of the records: at the end the last batches wait for their linger. Between
-    /// the first request and the last one where that was too short to be seen.
+    /// Between the first and the last twentieth of the records: at the end the last batches wait for their linger.
+    /// Between the first request and the last one where that was too short to be seen.
     fn amid(samples: &[Sample], records: u64) -> Option<Self> {
         let (from, until) = (records / 20, records - records / 20);
         let start = samples.iter().find(|sample| sample.records >= from);

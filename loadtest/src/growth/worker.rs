@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
@@ -17,16 +16,12 @@ use crate::bench_peers::inputs::copy;
 use crate::bench_peers::lab::{Lab, Launch, Running};
 use crate::bench_peers::process::{Usage, has_ended, watch};
 use crate::bench_peers::sink::{Seen, Sink, Times};
-use crate::bench_peers::speed;
+use crate::bench_peers::speed::{self, ASK_EVERY, PATIENCE};
 use crate::service_process::ServiceSettings;
 
 /// The setting that takes the limit of requests away.
 pub const UNLIMITED: (&str, &str) = ("RATE_REQUESTS_PER_SECOND", "0");
 
-/// The sink is asked rarely: that costs time too.
-const ASK_EVERY: Duration = Duration::from_millis(100);
-/// Longer without a delivery: something is wrong.
-const PATIENCE: Duration = Duration::from_secs(90);
 const PUBLISH_AT_ONCE: usize = 2000;
 
 /// What it cost a worker to deliver a backlog.
