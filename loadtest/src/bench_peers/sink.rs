@@ -43,11 +43,7 @@ pub struct Seen {
     pub wire_bytes: u64,
     /// Records.
     pub records: u64,
-    /// Records of the first request.
-    pub first_records: u64,
-    /// When the first request was taken, in Unix microseconds.
-    pub first: i64,
-    /// When the latest one was.
+    /// When the latest request was taken, in Unix microseconds.
     pub last: i64,
     /// Where times are read: from when an event was due to its acceptance, in microseconds.
     pub latencies: Vec<i64>,
@@ -246,9 +242,6 @@ impl Seen {
 
 fn count(counts: &mut Counts, now: i64, records: u64, wire_bytes: u64, text: &[u8]) {
     let Counts { seen, times, samples } = counts;
-    if seen.requests == 0 {
-        (seen.first, seen.first_records) = (now, records);
-    }
     seen.last = now;
     seen.requests += 1;
     seen.records += records;
