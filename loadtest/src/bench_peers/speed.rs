@@ -51,6 +51,7 @@ pub async fn run(lab: &Lab, contender: Contender, events: &Events, kinesis: Opti
     let mut usage = Usage::default();
     watch_until_delivered(lab, contender, &running, share as u64, &mut usage).await.with_context(|| launch.errors())?;
     if contender.is_daemon() {
+        anyhow::ensure!(!has_ended(running.id()?), "it ended by itself; {}", launch.errors());
         end(&mut running, &mut usage).await?;
     }
     let excluded = match running {
