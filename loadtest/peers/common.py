@@ -75,7 +75,7 @@ class Stopwatch:
         self.cpu += time.thread_time() - self.started
 
     def report(self):
-        """For the benchmark, which subtracts it: from the wall time too, because one thread at a time runs Python."""
+        """For the benchmark, which subtracts it from the CPU time; not from the wall time: threads send meanwhile."""
         print(json.dumps({"excluded_cpu": self.cpu}), flush=True)
 
 

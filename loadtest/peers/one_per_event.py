@@ -1,7 +1,9 @@
 """One POST for each event, with `requests`, as the Lambda function of the original `sbt-aws-amberflo` does it."""
 
 import json
+import os
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle, islice
 
@@ -77,8 +79,14 @@ with open(args.input, "rb") as file:
             finally:
                 sessions.append(own)
 
+        def check(done):
+            # On a thread of the pool, where an exception would end nothing.
+            if error := done.exception():
+                traceback.print_exception(error)
+                os._exit(1)
+
         for due, line in zip(common.ticks(args.rate), cycle(lines)):
-            pool.submit(at, due, line)
+            pool.submit(at, due, line).add_done_callback(check)
     else:
         for line in lines:
             invoke(json.loads(line))

@@ -1,7 +1,7 @@
 //! How the worker's cost grows with its work, one curve for each thing that can grow.
 //!
 //! Every point is a worker process of its own that has to deliver a known number of events to a sink in another process: a
-//! run in which one is missing, or comes twice, fails. `loadtest/GROWTH.md` says where the curves bend, and why.
+//! run whose total differs from that fails. `loadtest/GROWTH.md` says where the curves bend, and why.
 
 mod batch_size;
 mod dedup_keys;

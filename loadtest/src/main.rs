@@ -91,7 +91,7 @@ async fn main() -> ExitCode {
         Command::Drill(args) => drill::run(args).await,
         Command::VerifyAmberflo(args) => verify_amberflo::run(*args).await,
         Command::Bench(args) => bench::run(&args).await.map(|()| ExitCode::SUCCESS),
-        Command::BenchPeers(args) => bench_peers::run(&args).await.map(|()| ExitCode::SUCCESS),
+        Command::BenchPeers(args) => bench_peers::run(&args).await,
         Command::Growth(args) => growth::run(&args).await.map(|()| ExitCode::SUCCESS),
         Command::Put(args) => put::run(args).await.map(|()| ExitCode::SUCCESS),
         Command::Peer(program) => bench_peers::main(program).map(|()| ExitCode::SUCCESS),

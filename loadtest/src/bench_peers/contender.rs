@@ -9,6 +9,8 @@ pub enum Contender {
     OursKinesis,
     /// Our worker on its local stream, with default settings.
     OursDefault,
+    /// Our worker on Kinesis, with default settings.
+    OursKinesisDefault,
     /// A loop that parses, serialises, compresses and sends.
     BareLoop,
     /// The official SDK, 100 records in a request.
@@ -49,8 +51,15 @@ impl Contender {
         C::OnePerEventConnect,
     ];
     /// Those whose latency is measured. A bare loop has none: it sends when a batch is full.
-    pub const LATENCY: [Self; 7] =
-        [C::OursDefault, C::OursKinesis, C::Sdk100, C::Sdk1000, C::KclRs, C::OnePerEventRust, C::OnePerEventPython];
+    pub const LATENCY: [Self; 7] = [
+        C::OursDefault,
+        C::OursKinesisDefault,
+        C::Sdk100,
+        C::Sdk1000,
+        C::KclRs,
+        C::OnePerEventRust,
+        C::OnePerEventPython,
+    ];
     /// Those that are killed.
     pub const FAULTS: [Self; 7] =
         [C::OursLocal, C::OursKinesis, C::Sdk100, C::SdkReadme, C::KclRs, C::KclRsQueue, C::OnePerEventPython];
@@ -61,6 +70,7 @@ impl Contender {
             C::OursLocal => "**ours**, local stream",
             C::OursKinesis => "**ours**, Kinesis",
             C::OursDefault => "**ours**, local stream, default limits",
+            C::OursKinesisDefault => "**ours**, Kinesis, default limits",
             C::BareLoop => "bare Rust loop",
             C::Sdk100 => "Python SDK, batch 100",
             C::Sdk1000 => "Python SDK, batch 1,000",
@@ -76,6 +86,9 @@ impl Contender {
     /// How many of the events it gets in a speed run: the slow ones get fewer, because rates are compared.
     pub const fn share(self, events: usize) -> usize {
         match self {
+            // Ten seconds of the ten requests a second that it may make.
+            C::OursDefault if events <= 100_000 => events,
+            C::OursDefault if events <= 1_000_000 => 100_000,
             C::OursDefault => events / 10,
             C::OnePerEventRust => events / 5,
             C::OnePerEventPython => events / 50,
@@ -95,12 +108,17 @@ impl Contender {
 
     /// Whether it is our worker.
     pub const fn is_ours(self) -> bool {
-        matches!(self, C::OursLocal | C::OursKinesis | C::OursDefault)
+        matches!(self, C::OursLocal | C::OursKinesis | C::OursDefault | C::OursKinesisDefault)
     }
 
     /// Whether it reads from a stand-in for Kinesis.
     pub const fn reads_kinesis(self) -> bool {
-        matches!(self, C::OursKinesis | C::KclRs | C::KclRsQueue)
+        matches!(self, C::OursKinesis | C::OursKinesisDefault) || self.is_kcl()
+    }
+
+    /// Whether it is made of `kcl-rs`.
+    pub const fn is_kcl(self) -> bool {
+        matches!(self, C::KclRs | C::KclRsQueue)
     }
 
     /// Whether it gets its events parsed.

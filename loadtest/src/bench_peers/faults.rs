@@ -22,9 +22,13 @@ pub const SDK_RATE: u32 = 1000;
 /// From half of the events to the kill: not just after a request, when those who hold events back have none.
 const KILL_AFTER: Duration = Duration::from_millis(50);
 const POLL: Duration = Duration::from_millis(2);
-/// Without a new request for this long, a daemon has nothing left to deliver. The SDK's longest pause is 2 s after one
-/// failure and 6 s after two; a worker takes over a killed one's leases after 10 s.
+/// Without a new request for this long, a daemon has nothing left to deliver. A worker takes over a killed one's leases
+/// after 10 s.
 const QUIET: Duration = Duration::from_secs(45);
+/// `kcl-rs` needs half a minute to start, and may wait as long for its old leases.
+const QUIET_KCL: Duration = Duration::from_secs(100);
+/// Once all is billed: for copies that are still to come. The SDK's longest pause is 6 s, after two failures.
+const SETTLE: Duration = Duration::from_secs(8);
 const LIMIT: Duration = Duration::from_secs(300);
 
 /// What one run showed.
@@ -59,18 +63,31 @@ pub async fn run(lab: &Lab, contender: Contender, events: &Events, kinesis: Opti
     running.kill().await?;
     drop(running);
 
+    let at_restart = sandbox.stats().requests;
     let running = launch.start().await?;
-    let mut latest = (0, Instant::now());
+    let quiet = if contender.is_kcl() { QUIET_KCL } else { QUIET };
+    let mut latest = (at_restart, Instant::now());
     wait(&running, "all is delivered", || {
         let requests = sandbox.stats().requests;
         if requests > latest.0 {
             latest = (requests, Instant::now());
         }
-        let is_complete = sandbox.ledger().events >= count as u64 && latest.1.elapsed() > QUIET / 9;
-        contender.is_daemon() && (is_complete || latest.1.elapsed() > QUIET)
+        let is_complete = sandbox.ledger().events >= count as u64 && latest.1.elapsed() > SETTLE;
+        contender.is_daemon() && (is_complete || latest.1.elapsed() > quiet)
     })
     .await
     .with_context(|| launch.errors())?;
+    if contender.is_daemon() {
+        anyhow::ensure!(!has_ended(running.id()?), "it ended by itself after its restart; {}", launch.errors());
+        // All but one checkpoint what was accepted: what is not billed yet is still in the stream. The threaded
+        // producer may have had all of it in its queue, and then has nothing left to send.
+        let is_silent = sandbox.stats().requests == at_restart && sandbox.ledger().events < count as u64;
+        anyhow::ensure!(
+            contender == Contender::KclRsQueue || !is_silent,
+            "nothing was delivered within {quiet:?} of its restart, though the stream holds more; {}",
+            launch.errors()
+        );
+    }
     if let Running::Program(peer) = running
         && !contender.is_daemon()
     {

@@ -28,8 +28,8 @@ pub struct Events {
 }
 
 impl Events {
-    /// Makes `count` events in a directory of the lab, the first `small` of them once more. `is_numbered`: their values are 1, 2, 3 and so on, by which an
-    /// audit knows them whatever a peer makes of the rest.
+    /// Makes `count` events in a directory of the lab, the first `small` of them once more. `is_numbered`: their values
+    /// are 1, 2, 3 and so on, by which an audit knows them whatever a peer makes of the rest.
     pub async fn make(lab: &Lab, name: &str, count: usize, small: usize, is_numbered: bool) -> anyhow::Result<Self> {
         let dir = lab.dir.path().join(name);
         fs::create_dir(&dir)?;

@@ -20,8 +20,12 @@ use crate::service_process::{ServiceProcess, ServiceSettings};
 /// Bytes of a log in an error.
 const LOG_TAIL: usize = 2000;
 
+/// How the names of runs, and of their directories, begin.
+const RUN: &str = "peers-";
 /// At a rate the same events come again and again.
 const RATE_EVENTS: usize = 10_000;
+/// Instances of the original, each with one event at a time, where it has to keep a rate.
+const INSTANCES: &str = "8";
 
 /// What stays up from the first run to the last.
 pub struct Lab {
@@ -107,7 +111,7 @@ impl Lab {
 
     /// A name that no other run has.
     pub fn fresh(&self) -> String {
-        format!("peers-{}", self.runs.fetch_add(1, Ordering::Relaxed))
+        format!("{RUN}{}", self.runs.fetch_add(1, Ordering::Relaxed))
     }
 
     /// Sets a contender up in a directory of its own; `name` is its stream's and its lease table's.
@@ -181,6 +185,9 @@ impl Lab {
             if let Mode::Rate(rate) | Mode::Resumable { rate: Some(rate), .. } = job.mode {
                 args.extend(["--rate".to_owned(), rate.to_string()]);
             }
+            if let (Contender::OnePerEventPython, Mode::Rate(_)) = (contender, job.mode) {
+                args.extend(["--threads", INSTANCES].map(str::to_owned));
+            }
             if let Mode::Resumable { .. } = job.mode {
                 args.extend(["--cursor".to_owned(), path(&dir.join("cursor"))]);
             }
@@ -191,6 +198,17 @@ impl Lab {
     /// Throws away what a run left behind.
     pub fn clean(&self, name: &str) -> anyhow::Result<()> {
         Ok(fs::remove_dir_all(self.dir.path().join(name))?)
+    }
+
+    /// Throws away what runs that failed have left behind. No run may be under way.
+    pub fn sweep(&self) -> anyhow::Result<()> {
+        for entry in fs::read_dir(self.dir.path())? {
+            let name = entry?.file_name();
+            if name.to_string_lossy().starts_with(RUN) {
+                fs::remove_dir_all(self.dir.path().join(name))?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use http::{Method, Request};
+use bytes::Bytes;
+use http::{Method, Request, Response};
+use serde::Deserialize;
 use serde_json::json;
 use shared::amberflo::{HttpTransport, Transport as _};
 use shared::clock::Clock;
@@ -18,6 +20,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::contender::Contender;
 use super::inputs::Events;
 use super::lab::{Job, Lab, Mode, Running};
+use super::process::has_ended;
 use super::sink::{Times, unix_micros};
 use crate::bench::flow::{Fill, Flow};
 use crate::bench::payload::Generator;
@@ -58,23 +61,21 @@ pub async fn run(lab: &Lab, contender: Contender, events: &Events, duration: Dur
     let launch = lab.launch(contender, &name, &job)?;
     lab.sink.reset(Times::default()).await?;
     let running = launch.start().await?;
-    let _feeder = match &running {
-        Running::Service(service) if flow.is_none() => {
-            let url = format!("http://{}/", service.listen());
-            Some(AbortOnDropHandle::new(tokio::spawn(put_events(url))))
+    let feeding = async {
+        match &running {
+            Running::Service(service) if flow.is_none() => {
+                let feeder = tokio::spawn(put_events(format!("http://{}/", service.listen())));
+                AbortOnDropHandle::new(feeder).await?.context("it is not fed any more")
+            }
+            _ => std::future::pending().await,
         }
-        _ => None,
     };
-    let deadline = Instant::now() + START_LIMIT;
-    while lab.sink.seen().await?.requests == 0 {
-        anyhow::ensure!(Instant::now() < deadline, "nothing is delivered; {}", launch.errors());
-        sleep(Duration::from_millis(100)).await;
+    let process = running.id()?;
+    let mut latencies = tokio::select! {
+        latencies = latencies(lab, process, duration) => latencies,
+        fed = feeding => Err(fed.err().unwrap_or_else(|| anyhow::anyhow!("there are no more events"))),
     }
-    let micros = |duration: Duration| i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
-    let from = unix_micros() + micros(WARM_UP);
-    lab.sink.reset(Times { from, until: from + micros(duration) }).await?;
-    sleep(WARM_UP + duration + COOL_DOWN).await;
-    let mut latencies = lab.sink.seen().await?.latencies;
+    .with_context(|| launch.errors())?;
     drop(running);
     lab.clean(&name)?;
     latencies.sort_unstable();
@@ -85,6 +86,23 @@ pub async fn run(lab: &Lab, contender: Contender, events: &Events, duration: Dur
         latency.map_or(f64::INFINITY, |micros| *micros as f64 / 1000.0)
     };
     Ok(Latency { p50: at(0.5), p99: at(0.99), accepted: latencies.len() as f64 / expected })
+}
+
+/// Those of the events that are due in `duration`, in microseconds, once the contender delivers.
+async fn latencies(lab: &Lab, process: u32, duration: Duration) -> anyhow::Result<Vec<i64>> {
+    let deadline = Instant::now() + START_LIMIT;
+    while lab.sink.seen().await?.requests == 0 {
+        anyhow::ensure!(Instant::now() < deadline, "nothing is delivered within {START_LIMIT:?}");
+        anyhow::ensure!(!has_ended(process), "it ended before it delivered anything");
+        sleep(Duration::from_millis(100)).await;
+    }
+    let micros = |duration: Duration| i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
+    let from = unix_micros() + micros(WARM_UP);
+    lab.sink.reset(Times { from, until: from + micros(duration) }).await?;
+    sleep(WARM_UP + duration + COOL_DOWN).await;
+    // What it left behind would count as events that are late.
+    anyhow::ensure!(!has_ended(process), "it ended while it was measured");
+    Ok(lab.sink.seen().await?.latencies)
 }
 
 /// Puts events on the local bus, [`ENTRIES`] a call.
@@ -111,10 +129,41 @@ async fn put_events(url: String) -> anyhow::Result<()> {
             .header("x-amz-target", "AWSEvents.PutEvents")
             .body(body.into())?;
         let transport = Arc::clone(&transport);
-        calls.spawn(async move { transport.exchange(request).await });
+        calls.spawn(async move { accepted(&transport.exchange(request).await?) });
         while let Some(called) = calls.try_join_next() {
             called?.context("PutEvents")?;
         }
     }
     Ok(())
+}
+
+/// The fields of an answer to PutEvents that matter here.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Answer {
+    failed_entry_count: u64,
+}
+
+/// Whether all entries of a call were.
+fn accepted(response: &Response<Bytes>) -> anyhow::Result<()> {
+    let (status, body) = (response.status(), String::from_utf8_lossy(response.body()));
+    anyhow::ensure!(status.is_success(), "answered {status}: {body}");
+    let Answer { failed_entry_count } = serde_json::from_str(&body).with_context(|| format!("answered {body}"))?;
+    anyhow::ensure!(failed_entry_count == 0, "refused {failed_entry_count} of {ENTRIES} entries: {body}");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_an_error_whether_of_the_call_or_of_an_entry() {
+        let answer = |status: u16, body: &'static str| {
+            accepted(&Response::builder().status(status).body(Bytes::from(body)).unwrap()).map_err(|e| e.to_string())
+        };
+        assert_eq!(answer(200, r#"{"FailedEntryCount":0,"Entries":[]}"#), Ok(()));
+        assert!(answer(200, r#"{"FailedEntryCount":2,"Entries":[]}"#).unwrap_err().contains("refused 2 of 10"));
+        assert!(answer(400, "no").unwrap_err().contains("400 Bad Request: no"));
+    }
 }

@@ -3,12 +3,13 @@
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::SocketAddr;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::programs::PROGRAM;
 use super::sink::ANNOUNCEMENT;
@@ -16,6 +17,8 @@ use crate::bench::measure::{Memory, cpu_time_of, memory_of};
 
 /// How often memory is looked at. The kernel keeps the peak, so that only what grows after the last look is missed.
 pub const SAMPLE_EVERY: Duration = Duration::from_millis(20);
+/// For a process of the benchmark to listen. The stand-in for Kinesis reads all events before.
+const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// What a whole process has used.
 #[derive(Clone, Copy, Debug, Default)]
@@ -29,7 +32,8 @@ pub struct Usage {
 /// A process of a peer. Dropping it kills it.
 pub struct Peer {
     child: Child,
-    stdout: BufReader<ChildStdout>,
+    /// Not while another thread reads it.
+    stdout: Option<BufReader<ChildStdout>>,
 }
 
 impl Peer {
@@ -38,28 +42,32 @@ impl Peer {
         let mut command = Command::new(std::env::current_exe()?);
         command.arg(PROGRAM).args(args);
         let mut peer = Self::spawn(command.stderr(Stdio::inherit()))?;
-        tokio::task::spawn_blocking(move || {
+        let mut stdout = peer.stdout.take().context("a pipe")?;
+        let reading = tokio::task::spawn_blocking(move || {
             let mut line = String::new();
-            peer.stdout.read_line(&mut line)?;
-            let url = line.trim_end().strip_prefix(ANNOUNCEMENT);
-            let address = url.context("it ended at its start")?.trim_start_matches("http://").parse()?;
-            Ok((peer, address))
-        })
-        .await?
+            stdout.read_line(&mut line).map(|_| (stdout, line))
+        });
+        // The runtime waits for the thread at its end. Whoever stops waiting here kills the process: that ends it.
+        let read = timeout(START_LIMIT, reading).await;
+        let (stdout, line) = read.with_context(|| format!("it does not listen after {START_LIMIT:?}"))???;
+        peer.stdout = Some(stdout);
+        let url = line.trim_end().strip_prefix(ANNOUNCEMENT);
+        let address = url.context("it ended at its start")?.trim_start_matches("http://").parse()?;
+        Ok((peer, address))
     }
 
     /// Starts a command whose errors go to a file.
     pub fn start(command: &mut Command, errors: &Path) -> anyhow::Result<Self> {
         let log = File::options().create(true).append(true).open(errors)?;
-        // Nothing of the caller's shell is meant for it, a proxy least of all.
         let named = format!("{} cannot be started", command.get_program().display());
         Self::spawn(command.stderr(log)).context(named)
     }
 
     fn spawn(command: &mut Command) -> anyhow::Result<Self> {
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
-        let stdout = child.stdout.take().context("a pipe")?;
-        Ok(Self { child, stdout: BufReader::new(stdout) })
+        // Ctrl-C in the terminal is for us: a peer that it ended would look like one that failed.
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0).spawn()?;
+        let stdout = child.stdout.take().map(BufReader::new);
+        Ok(Self { child, stdout })
     }
 
     /// Its process id.
@@ -75,7 +83,7 @@ impl Peer {
     /// What it printed, once it has ended.
     pub fn printed(mut self) -> anyhow::Result<String> {
         let mut text = String::new();
-        self.stdout.read_to_string(&mut text)?;
+        self.stdout.as_mut().context("a pipe")?.read_to_string(&mut text)?;
         let status = self.child.wait()?;
         anyhow::ensure!(status.success(), "ended: {status}");
         Ok(text)

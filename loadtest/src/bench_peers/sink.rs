@@ -26,10 +26,13 @@ use tokio::time::sleep;
 
 use super::process::{Peer, announced};
 use super::programs::client;
+use crate::bench::measure::cpu_time;
 
 /// Printed before the address, once it listens.
 pub const ANNOUNCEMENT: &str = "Running on ";
 const MAX_BODY: usize = 64 << 20;
+/// Not for each request: to read the CPU time is a system call.
+const SAMPLE_EVERY_MICROS: i64 = 1000;
 
 /// What came since the last reset.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -40,14 +43,30 @@ pub struct Seen {
     pub wire_bytes: u64,
     /// Records.
     pub records: u64,
-    /// Records of the first request.
-    pub first_records: u64,
-    /// When the first request was taken, in Unix microseconds.
-    pub first: i64,
-    /// When the latest one was.
+    /// When the latest request was taken, in Unix microseconds.
     pub last: i64,
     /// Where times are read: from when an event was due to its acceptance, in microseconds.
     pub latencies: Vec<i64>,
+}
+
+/// How far the sink was, and what that had cost it.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Sample {
+    /// When the latest request was taken, in Unix microseconds.
+    pub at: i64,
+    /// Records since the last reset.
+    pub records: u64,
+    /// User and system time of the sink since its start.
+    pub cpu: Duration,
+}
+
+/// The speed of a run without its ends.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pace {
+    /// Records a second.
+    pub per_second: f64,
+    /// The share of that time for which the sink was at work; it has one thread.
+    pub sink_busy: f64,
 }
 
 /// What a reset begins.
@@ -89,6 +108,13 @@ impl Sink {
         Ok(serde_json::from_slice(&answer.error_for_status()?.bytes().await?)?)
     }
 
+    /// The pace at which these records came, all that came since the last reset. `None`: they came in one request.
+    pub async fn pace(&self, records: u64) -> anyhow::Result<Option<Pace>> {
+        let answer = self.http.get(format!("{}/samples", self.url())).send().await.context("the sink")?;
+        let samples: Vec<Sample> = serde_json::from_slice(&answer.error_for_status()?.bytes().await?)?;
+        Ok(Pace::amid(&samples, records))
+    }
+
     /// Lets every answer wait for so long from now on, as a service far away does.
     pub async fn delay(&self, duration: Duration) -> anyhow::Result<()> {
         let url = format!("{}/delay?millis={}", self.url(), duration.as_millis());
@@ -104,12 +130,33 @@ impl Sink {
     }
 }
 
+impl Pace {
+    /// Between the first and the last twentieth of the records: at the end the last batches wait for their linger.
+    /// Between the first request and the last one where that was too short to be seen.
+    fn amid(samples: &[Sample], records: u64) -> Option<Self> {
+        let (from, until) = (records / 20, records - records / 20);
+        let start = samples.iter().find(|sample| sample.records >= from);
+        let end = samples.iter().rfind(|sample| sample.records <= until);
+        Self::between(start, end).or_else(|| Self::between(samples.first(), samples.last()))
+    }
+
+    fn between(start: Option<&Sample>, end: Option<&Sample>) -> Option<Self> {
+        let (start, end) = (start?, end?);
+        let seconds = (end.at - start.at) as f64 / 1e6;
+        (seconds > 0.0).then(|| Self {
+            per_second: (end.records - start.records) as f64 / seconds,
+            sink_busy: end.cpu.saturating_sub(start.cpu).as_secs_f64() / seconds,
+        })
+    }
+}
+
 /// The sink's side of its hidden subcommand.
 pub async fn serve() -> anyhow::Result<()> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     announced(listener.local_addr()?);
     let routes = Router::new()
         .route("/seen", get(seen))
+        .route("/samples", get(samples))
         .route("/reset", post(reset))
         .route("/delay", post(delay))
         .fallback(ingest);
@@ -123,9 +170,16 @@ pub async fn serve() -> anyhow::Result<()> {
 
 #[derive(Default)]
 struct Shared {
-    counts: Mutex<(Seen, Times)>,
+    counts: Mutex<Counts>,
     /// Of every answer.
     delay_millis: AtomicU64,
+}
+
+#[derive(Default)]
+struct Counts {
+    seen: Seen,
+    times: Times,
+    samples: Vec<Sample>,
 }
 
 /// How long an answer waits.
@@ -135,17 +189,24 @@ struct Delay {
 }
 
 impl Shared {
-    fn counts(&self) -> MutexGuard<'_, (Seen, Times)> {
+    fn counts(&self) -> MutexGuard<'_, Counts> {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 async fn seen(State(shared): State<Arc<Shared>>) -> Json<Seen> {
-    Json(shared.counts().0.clone())
+    Json(shared.counts().seen.clone())
+}
+
+async fn samples(State(shared): State<Arc<Shared>>) -> Json<Vec<Sample>> {
+    let counts = shared.counts();
+    let mut samples = counts.samples.clone();
+    samples.push(counts.seen.sample());
+    Json(samples)
 }
 
 async fn reset(State(shared): State<Arc<Shared>>, Query(times): Query<Times>) {
-    *shared.counts() = (Seen::default(), times);
+    *shared.counts() = Counts { times, ..Counts::default() };
 }
 
 async fn delay(State(shared): State<Arc<Shared>>, Query(Delay { millis }): Query<Delay>) {
@@ -173,14 +234,21 @@ async fn ingest(State(shared): State<Arc<Shared>>, request: Request) -> (StatusC
     (StatusCode::OK, format!("{records} records were ingested"))
 }
 
-fn count((seen, times): &mut (Seen, Times), now: i64, records: u64, wire_bytes: u64, text: &[u8]) {
-    if seen.requests == 0 {
-        (seen.first, seen.first_records) = (now, records);
+impl Seen {
+    fn sample(&self) -> Sample {
+        Sample { at: self.last, records: self.records, cpu: cpu_time() }
     }
+}
+
+fn count(counts: &mut Counts, now: i64, records: u64, wire_bytes: u64, text: &[u8]) {
+    let Counts { seen, times, samples } = counts;
     seen.last = now;
     seen.requests += 1;
     seen.records += records;
     seen.wire_bytes += wire_bytes;
+    if samples.last().is_none_or(|sample| now >= sample.at + SAMPLE_EVERY_MICROS) {
+        samples.push(seen.sample());
+    }
     if times.until > times.from {
         let due = values(text).filter(|due| (times.from..times.until).contains(due));
         seen.latencies.extend(due.map(|due| now - due));
@@ -227,5 +295,21 @@ mod tests {
     fn values_are_read_as_every_client_writes_them() {
         let text = br#"[{"meterValue":12,"a":1},{"meterValue": 345},{"meterValue":1790000000000000.0}]"#;
         assert_eq!(values(text).collect::<Vec<_>>(), [12, 345, 1_790_000_000_000_000]);
+    }
+
+    #[test]
+    fn the_pace_is_that_of_the_middle() {
+        let sample = |(millis, records, busy_millis): (i64, u64, u64)| Sample {
+            at: millis * 1000,
+            records,
+            cpu: Duration::from_millis(busy_millis),
+        };
+        // A start, a steady second in which it is busy half of the time, and an end that waits.
+        let samples = [(0, 10, 7), (500, 100, 100), (1000, 500, 350), (1500, 900, 600), (2500, 1000, 601)].map(sample);
+        assert_eq!(Pace::amid(&samples, 1000), Some(Pace { per_second: 800.0, sink_busy: 0.5 }));
+        let short = [(0, 500, 0), (500, 1000, 100)].map(sample);
+        assert_eq!(Pace::amid(&short, 1000), Some(Pace { per_second: 1000.0, sink_busy: 0.2 }));
+        assert_eq!(Pace::amid(&[(0, 1000, 0), (0, 1000, 1)].map(sample), 1000), None);
+        assert_eq!(Pace::amid(&[], 1000), None);
     }
 }

@@ -10,12 +10,12 @@ use super::contender::Contender;
 use super::inputs::Events;
 use super::lab::{Job, Lab, Mode, Running};
 use super::process::{SAMPLE_EVERY, Usage, has_ended, watch};
-use super::sink::Times;
+use super::sink::{Pace, Times};
 
 /// The sink is asked rarely: that costs time too.
-const ASK_EVERY: Duration = Duration::from_millis(100);
+pub const ASK_EVERY: Duration = Duration::from_millis(100);
 /// Longer without a delivery: something is wrong. `kcl-rs` needs half a minute for its first.
-const PATIENCE: Duration = Duration::from_secs(90);
+pub const PATIENCE: Duration = Duration::from_secs(90);
 /// For our worker to end after SIGTERM.
 const END_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -24,8 +24,8 @@ const END_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct Speed {
     /// Events that were delivered.
     pub events: usize,
-    /// Events per second, from the first request's acceptance to the last's.
-    pub per_second: f64,
+    /// Events per second amid the run, and how busy the sink was meanwhile.
+    pub pace: Pace,
     /// Events per second of user and system time, from the start of the process to its end.
     pub per_cpu_second: f64,
     /// Bytes of requests, headers included.
@@ -34,7 +34,7 @@ pub struct Speed {
     pub peak_resident: u64,
 }
 
-/// What a Python program says at its end.
+/// What a Python program says at its end: the seconds of its CPU time that are the benchmark's.
 #[derive(Default, Deserialize)]
 struct Excluded {
     excluded_cpu: f64,
@@ -51,6 +51,7 @@ pub async fn run(lab: &Lab, contender: Contender, events: &Events, kinesis: Opti
     let mut usage = Usage::default();
     watch_until_delivered(lab, contender, &running, share as u64, &mut usage).await.with_context(|| launch.errors())?;
     if contender.is_daemon() {
+        anyhow::ensure!(!has_ended(running.id()?), "it ended by itself; {}", launch.errors());
         end(&mut running, &mut usage).await?;
     }
     let excluded = match running {
@@ -62,11 +63,11 @@ pub async fn run(lab: &Lab, contender: Contender, events: &Events, kinesis: Opti
     };
     let seen = lab.sink.seen().await?;
     anyhow::ensure!(seen.records == share as u64, "{} of {share} events were delivered", seen.records);
+    let pace = lab.sink.pace(seen.records).await?;
     lab.clean(&name)?;
-    let wall = Duration::from_micros((seen.last - seen.first).unsigned_abs()).as_secs_f64() - excluded.excluded_cpu;
     Ok(Speed {
         events: share,
-        per_second: (seen.records - seen.first_records) as f64 / wall,
+        pace: pace.with_context(|| format!("{share} events came in one request: more are needed for a rate"))?,
         per_cpu_second: share as f64 / (usage.cpu.as_secs_f64() - excluded.excluded_cpu),
         bytes_per_event: seen.wire_bytes as f64 / share as f64,
         peak_resident: usage.peak_resident,

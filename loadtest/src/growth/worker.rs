@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
@@ -17,16 +16,12 @@ use crate::bench_peers::inputs::copy;
 use crate::bench_peers::lab::{Lab, Launch, Running};
 use crate::bench_peers::process::{Usage, has_ended, watch};
 use crate::bench_peers::sink::{Seen, Sink, Times};
-use crate::bench_peers::speed;
+use crate::bench_peers::speed::{self, ASK_EVERY, PATIENCE};
 use crate::service_process::ServiceSettings;
 
 /// The setting that takes the limit of requests away.
 pub const UNLIMITED: (&str, &str) = ("RATE_REQUESTS_PER_SECOND", "0");
 
-/// The sink is asked rarely: that costs time too.
-const ASK_EVERY: Duration = Duration::from_millis(100);
-/// Longer without a delivery: something is wrong.
-const PATIENCE: Duration = Duration::from_secs(90);
 const PUBLISH_AT_ONCE: usize = 2000;
 
 /// What it cost a worker to deliver a backlog.
@@ -52,7 +47,6 @@ pub struct Ended {
     pub usage: Usage,
     /// What it delivered.
     pub seen: Seen,
-    samples: Vec<(i64, u64)>,
 }
 
 /// A worker process. Dropping it kills it.
@@ -60,8 +54,6 @@ pub struct Worker {
     launch: Launch,
     running: Running,
     usage: Usage,
-    /// When the latest request was taken, and how many events were delivered by then.
-    samples: Vec<(i64, u64)>,
 }
 
 impl Worker {
@@ -69,7 +61,7 @@ impl Worker {
     pub async fn start(settings: ServiceSettings) -> anyhow::Result<Self> {
         let launch = Launch::Service(settings);
         let running = launch.start().await?;
-        Ok(Self { launch, running, usage: Usage::default(), samples: Vec::new() })
+        Ok(Self { launch, running, usage: Usage::default() })
     }
 
     /// Its process id.
@@ -89,7 +81,6 @@ impl Worker {
             asked = Some(Instant::now());
             let seen = sink.seen().await?;
             let is_over = is_enough(&seen);
-            self.samples.push((seen.last, seen.records));
             if is_over || seen.records > latest.0.records {
                 latest = (seen, Instant::now());
             }
@@ -108,34 +99,22 @@ impl Worker {
         speed::end(&mut self.running, &mut self.usage).await?;
         let seen = sink.seen().await?;
         anyhow::ensure!(seen.records == events, "{} events were delivered instead of {events}", seen.records);
-        Ok(Ended { usage: self.usage, seen, samples: self.samples })
+        Ok(Ended { usage: self.usage, seen })
     }
 }
 
 /// Lets a worker deliver the events that are waiting for it.
 pub async fn drain(lab: &Lab, settings: ServiceSettings, events: u64) -> anyhow::Result<Cost> {
     lab.sink.reset(Times::default()).await?;
-    let Ended { usage, seen, samples } = Worker::start(settings).await?.finish(&lab.sink, events).await?;
+    let Ended { usage, seen } = Worker::start(settings).await?.finish(&lab.sink, events).await?;
     Ok(Cost {
         events,
-        events_per_second: speed_amid(&samples, events).unwrap_or_else(|| {
-            let seconds = (seen.last - seen.first) as f64 / 1e6;
-            if seconds > 0.0 { (seen.records - seen.first_records) as f64 / seconds } else { 0.0 }
-        }),
+        events_per_second: lab.sink.pace(events).await?.map_or(0.0, |pace| pace.per_second),
         cpu_micros_per_event: usage.cpu.as_secs_f64() * 1e6 / events as f64,
         events_per_request: events as f64 / seen.requests as f64,
         wire_bytes_per_event: seen.wire_bytes as f64 / events as f64,
         peak_resident_mib: mebibytes(usage.peak_resident),
     })
-}
-
-/// Events a second between the first and the last twentieth: at the end the last batches wait for their linger. `None` where
-/// that was too short to be seen.
-fn speed_amid(samples: &[(i64, u64)], events: u64) -> Option<f64> {
-    let (from, until) = (events / 20, events - events / 20);
-    let (start, before) = *samples.iter().find(|(_, records)| *records >= from && *records > 0)?;
-    let (end, after) = *samples.iter().rfind(|(_, records)| *records <= until)?;
-    (end > start).then(|| (after - before) as f64 * 1e6 / (end - start) as f64)
 }
 
 impl Cost {
@@ -226,18 +205,4 @@ pub fn fleet(lab: &Lab) -> anyhow::Result<&Fleet> {
 /// A worker on a stream.
 pub fn on_kinesis(lab: &Lab, place: Place<'_>, env: &[(&'static str, &str)]) -> anyhow::Result<ServiceSettings> {
     fleet(lab)?.settings(place, lab.sink.address, env)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn speed_is_that_of_the_middle() {
-        // A start, a steady second, and an end that waits.
-        let samples = [(0, 0), (500_000, 100), (1_000_000, 500), (1_500_000, 900), (2_500_000, 1000)];
-        assert_eq!(speed_amid(&samples, 1000), Some(800.0));
-        assert_eq!(speed_amid(&[(0, 0), (500_000, 1000)], 1000), None);
-        assert_eq!(speed_amid(&[], 1000), None);
-    }
 }

@@ -10,7 +10,7 @@ use crate::harness::loadtest;
 
 const TIMEOUT: Duration = Duration::from_secs(300);
 
-/// Measures these curves into a directory. That every event was delivered, and none twice, is the program's own condition:
+/// Measures these curves into a directory. That as many events were delivered as were made is the program's own condition:
 /// it fails otherwise.
 async fn grow(dir: &Path, curves: &[&str]) -> (String, Value) {
     let mut command = loadtest(&["growth", "--tiny", "--report"]);
