@@ -24,6 +24,10 @@ use tokio::time::Instant;
 /// 1.56 for bodies 40 % smaller. The account is billed by events, not by bytes, so CPU time counts.
 const GZIP_LEVEL: Compression = Compression::new(1);
 
+/// The share of the linger that a record may have waited before it was read. On Kinesis, where a shard is read five times
+/// a second, that is the usual wait. Were more counted, a worker that catches up would send many small batches.
+pub const COUNTED_SHARE: u32 = 5;
+
 /// How large a batch may grow and how long it may wait.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchLimits {
@@ -31,7 +35,8 @@ pub struct BatchLimits {
     pub max_events: NonZeroUsize,
     /// Most bytes of a request body before compression.
     pub max_bytes: NonZeroUsize,
-    /// How long the first record waits for company.
+    /// How long the first record waits for company. What it has waited to be read counts, as far as
+    /// [`COUNTED_SHARE`] of it.
     pub linger: Duration,
 }
 
@@ -220,15 +225,20 @@ impl Batcher {
         self.open.duplicates += 1;
     }
 
-    /// Ends the handling of `record`, of which `pushed` was added: the open batch now reaches up to it.
+    /// Ends the handling of `record`, of which `pushed` was added: the open batch now reaches up to it. The record arrived
+    /// `age` ago.
     pub fn advance(
         &mut self,
         record: Record,
+        age: Duration,
         pushed: Option<Pushed>,
         window_mark: u64,
         memory: &Arc<OwnedSemaphorePermit>,
     ) {
-        self.opened_at.get_or_insert_with(Instant::now);
+        if self.opened_at.is_none() {
+            let (now, counted) = (Instant::now(), age.min(self.limits.linger / COUNTED_SHARE));
+            self.opened_at = now.checked_sub(counted).or(Some(now));
+        }
         match &mut self.open.last {
             // Written over, not allocated anew: this runs for every record.
             Some((sequence_number, arrived_at)) => {
@@ -325,4 +335,30 @@ fn group(event: &UsageEvent<'_>) -> u64 {
     let mut hasher = DefaultHasher::new();
     (&event.meter_api_name, &event.tenant_id).hash(&mut hasher);
     hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::backend::SequenceNumber;
+    use tokio::sync::Semaphore;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_record_waited_to_be_read_counts_but_not_for_much() {
+        let linger = Duration::from_secs(1);
+        let limits = BatchLimits { max_events: NonZeroUsize::MIN, max_bytes: NonZeroUsize::MIN, linger };
+        let memory = Arc::new(Arc::new(Semaphore::new(0)).try_acquire_many_owned(0).unwrap());
+        for (age, due_in) in [(0, 1000), (150, 850), (200, 800), (86_400_000, 800)] {
+            let mut batcher = Batcher::new(limits);
+            for age in [age, 0] {
+                let sequence_number = SequenceNumber("1".to_owned());
+                let record =
+                    Record { data: Bytes::new(), partition_key: String::new(), sequence_number, arrived_at: 0 };
+                batcher.push_duplicate();
+                batcher.advance(record, Duration::from_millis(age), None, 0, &memory);
+            }
+            assert_eq!(batcher.due_at(), Some(Instant::now() + Duration::from_millis(due_in)), "{age}");
+        }
+    }
 }

@@ -71,7 +71,7 @@ pub struct Settings {
     /// Most bytes in a batch, before compression.
     #[arg(long, env, default_value = "1MiB", value_name = "SIZE", value_parser = size, help_heading = "Batches")]
     pub batch_max_bytes: ByteSize,
-    /// How long a batch waits for more records.
+    /// How long a batch waits for more records. What its first record has waited to be read counts, up to a fifth of this.
     #[arg(long, env, default_value = "1s", value_parser = duration, help_heading = "Batches")]
     pub batch_linger: Duration,
 

@@ -229,6 +229,7 @@ impl Path {
             self.tell_of_rebuild();
         }
         let mut read = 0;
+        let now = self.shard.clock.now();
         for record in page.records {
             if self.is_settled_before(&record) {
                 self.remember(&record);
@@ -236,7 +237,8 @@ impl Path {
             }
             self.end_rebuild();
             let pushed = self.take_record(&record);
-            self.batcher.advance(record, pushed, self.window.mark(), &memory);
+            let age = Duration::from_millis(now.saturating_sub(record.arrived_at).try_into().unwrap_or_default());
+            self.batcher.advance(record, age, pushed, self.window.mark(), &memory);
             read += 1;
         }
         together(|| {

@@ -3,6 +3,7 @@
 use std::hint::black_box;
 use std::io::{Read as _, Write as _};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use flate2::Compression;
@@ -68,7 +69,7 @@ fn bodies(payload: &Payload) -> anyhow::Result<Vec<Vec<u8>>> {
         for record in pages.iter().flatten() {
             let event = event::parse(record, &shard, &rules).map_err(|rejection| anyhow::anyhow!("{rejection:?}"))?;
             let pushed = batcher.push(&event).context("an event is larger than a batch")?;
-            batcher.advance(record.clone(), Some(pushed), 0, &memory);
+            batcher.advance(record.clone(), Duration::ZERO, Some(pushed), 0, &memory);
             if batcher.is_full() {
                 let (batch, _) = batcher.take();
                 let items: Vec<usize> = (0..batch.items.len()).collect();

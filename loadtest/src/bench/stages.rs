@@ -83,7 +83,7 @@ async fn up_to(stage: Stage, payload: &Payload) -> anyhow::Result<Duration> {
             }
             let pushed = batcher.push(&event).context("an event is larger than a batch")?;
             drop(event);
-            batcher.advance(record, Some(pushed), window.mark(), &memory);
+            batcher.advance(record, Duration::ZERO, Some(pushed), window.mark(), &memory);
             if batcher.is_full() {
                 finish(&batcher.take().0, stage);
             }
