@@ -11,7 +11,7 @@ use shared::backend::{NewRecord, Stream as _};
 use tokio::time::Instant;
 
 use crate::bench::fleet::{Fleet, Place};
-use crate::bench::measure::median;
+use crate::bench::measure::{median, memory_of};
 use crate::bench::payload::Generator;
 use crate::bench_peers::inputs::copy;
 use crate::bench_peers::lab::{Lab, Launch, Running};
@@ -100,6 +100,24 @@ impl Worker {
         watched.await.with_context(|| self.launch.errors())?;
         anyhow::ensure!(!has_ended(process), "the worker ended by itself; {}", self.launch.errors());
         Ok(latest.0)
+    }
+
+    /// Looks at its memory for so long, whether it delivers or not; answers the most that was resident.
+    pub async fn resident_for(&mut self, duration: Duration) -> anyhow::Result<u64> {
+        let (process, end) = (self.id()?, Instant::now() + duration);
+        let mut most = 0;
+        let watched = watch(process, &mut self.usage, async || {
+            most = most.max(memory_of(process).map_or(0, |memory| memory.now));
+            Ok(Instant::now() >= end)
+        });
+        watched.await.with_context(|| self.launch.errors())?;
+        anyhow::ensure!(!has_ended(process), "the worker ended by itself; {}", self.launch.errors());
+        Ok(most)
+    }
+
+    /// User and system time so far.
+    pub fn cpu(&self) -> Duration {
+        self.usage.cpu
     }
 
     /// Waits until so many events are delivered, ends the worker as its users do, and makes sure that it were not more.
