@@ -125,7 +125,13 @@ impl Worker {
         self.until(sink, |seen| seen.records >= events).await?;
         speed::end(&mut self.running, &mut self.usage).await?;
         let seen = sink.seen().await?;
-        anyhow::ensure!(seen.records == events, "{} events were delivered instead of {events}", seen.records);
+        // More: a lease was lost, or an answer came too late. Its log says which.
+        let records = seen.records;
+        anyhow::ensure!(
+            records == events,
+            "{records} events were delivered instead of {events}; {}",
+            self.launch.errors()
+        );
         Ok(Ended { usage: self.usage, seen, samples: self.samples })
     }
 }
