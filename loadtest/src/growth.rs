@@ -1,10 +1,11 @@
 //! How the worker's cost grows with its work, one curve for each thing that can grow.
 //!
 //! Every point is a worker process of its own that has to deliver a known number of events to a sink in another process: a
-//! run whose total differs from that fails. `loadtest/GROWTH.md` says where the curves bend, and why.
+//! run in which they are fewer or more fails. `loadtest/GROWTH.md` says where the curves bend, and why.
 
 mod batch_size;
 mod dedup_keys;
+mod live_outage;
 mod outage;
 mod plan;
 mod results;
@@ -54,7 +55,7 @@ enum Curve {
     BatchSize,
     /// Time that Amberflo takes to answer.
     SinkLatency,
-    /// Time in which nothing was delivered.
+    /// Time in which nothing was delivered: the worker was off, or Amberflo refused.
     Outage,
 }
 
@@ -88,7 +89,7 @@ impl Size {
 /// Measures the curves and writes the report.
 ///
 /// # Errors
-/// When a worker cannot run, or does not deliver every event once.
+/// When a worker cannot run, or does not deliver as many events as there are.
 pub async fn run(args: &GrowthArgs) -> anyhow::Result<()> {
     let size = match args {
         GrowthArgs { tiny: true, .. } => Size::Tiny,
@@ -120,6 +121,9 @@ pub async fn run(args: &GrowthArgs) -> anyhow::Result<()> {
     }
     if wanted(Curve::Outage) {
         results.outage = Some(Taken::new(size, outage::measure(&lab, size).await.context("outage")?));
+        results.write(&args.report)?;
+        let live = live_outage::measure(&lab, size).await.context("outage of Amberflo")?;
+        results.live_outage = Some(Taken::new(size, live));
         results.write(&args.report)?;
     }
     eprintln!("written: {}", args.report.join("report.md").display());

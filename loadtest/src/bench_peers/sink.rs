@@ -5,7 +5,7 @@
 
 use std::io::Read as _;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -122,6 +122,13 @@ impl Sink {
         Ok(())
     }
 
+    /// Refuses deliveries with 503 from now on, and does not count them; or takes them again.
+    pub async fn refuse(&self, refuses: bool) -> anyhow::Result<()> {
+        let url = format!("{}/refuse?refuses={refuses}", self.url());
+        self.http.post(url).send().await.context("the sink")?.error_for_status()?;
+        Ok(())
+    }
+
     /// Begins anew.
     pub async fn reset(&self, Times { from, until }: Times) -> anyhow::Result<()> {
         let url = format!("{}/reset?from={from}&until={until}", self.url());
@@ -159,6 +166,7 @@ pub async fn serve() -> anyhow::Result<()> {
         .route("/samples", get(samples))
         .route("/reset", post(reset))
         .route("/delay", post(delay))
+        .route("/refuse", post(refuse))
         .fallback(ingest);
     let router = routes.layer(DefaultBodyLimit::disable()).with_state(Arc::<Shared>::default());
     let listener = listener.tap_io(|stream| {
@@ -173,6 +181,7 @@ struct Shared {
     counts: Mutex<Counts>,
     /// Of every answer.
     delay_millis: AtomicU64,
+    refuses: AtomicBool,
 }
 
 #[derive(Default)]
@@ -186,6 +195,12 @@ struct Counts {
 #[derive(Clone, Copy, Debug, Deserialize)]
 struct Delay {
     millis: u64,
+}
+
+/// Whether deliveries are refused.
+#[derive(Clone, Copy, Debug, Deserialize)]
+struct Refuse {
+    refuses: bool,
 }
 
 impl Shared {
@@ -213,6 +228,10 @@ async fn delay(State(shared): State<Arc<Shared>>, Query(Delay { millis }): Query
     shared.delay_millis.store(millis, Ordering::Relaxed);
 }
 
+async fn refuse(State(shared): State<Arc<Shared>>, Query(Refuse { refuses }): Query<Refuse>) {
+    shared.refuses.store(refuses, Ordering::Relaxed);
+}
+
 async fn ingest(State(shared): State<Arc<Shared>>, request: Request) -> (StatusCode, String) {
     let (head, body) = request.into_parts();
     if !head.uri.path().trim_end_matches('/').ends_with("/ingest") {
@@ -221,6 +240,9 @@ async fn ingest(State(shared): State<Arc<Shared>>, request: Request) -> (StatusC
     let Ok(body) = axum::body::to_bytes(body, MAX_BODY).await else {
         return (StatusCode::BAD_REQUEST, "no body".to_owned());
     };
+    if shared.refuses.load(Ordering::Relaxed) {
+        return (StatusCode::SERVICE_UNAVAILABLE, "an outage".to_owned());
+    }
     let now = unix_micros();
     let Some(text) = decompressed(&head, &body) else {
         return (StatusCode::BAD_REQUEST, "invalid gzip".to_owned());

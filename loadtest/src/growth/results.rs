@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use shared::clock::Clock;
 
-use super::{Size, batch_size, dedup_keys, outage, plan, shards, sink_latency, tenants};
+use super::{Size, batch_size, dedup_keys, live_outage, outage, plan, shards, sink_latency, tenants};
 use crate::bench;
 use crate::bench::measure::grouped;
 use crate::bench_peers::report::command_line;
@@ -24,6 +24,7 @@ pub struct Results {
     pub batch_size: Option<Taken<batch_size::Point>>,
     pub sink_latency: Option<Taken<sink_latency::Point>>,
     pub outage: Option<Taken<outage::Point>>,
+    pub live_outage: Option<Taken<live_outage::Point>>,
 }
 
 /// A curve, and how it was measured.
@@ -50,6 +51,15 @@ impl<P> Taken<P> {
         let context = format!("{machine}worker   {version}\nsize     {size}\ntaken    {now:.0}\ncommand  {command}\n");
         Self { context, points }
     }
+
+    /// Its size, and when it was taken.
+    fn origin(&self) -> String {
+        let of = |name: &str| {
+            let line = self.context.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+            line.map_or("not noted", str::trim)
+        };
+        format!("{}, taken {}", of("size"), of("taken"))
+    }
 }
 
 impl Results {
@@ -69,7 +79,7 @@ impl Results {
         let mut report = ReportDir::create(dir, "Growth: how cost grows with work")?;
         report.text(
             "Written by `loadtest growth`; [GROWTH.md](../../GROWTH.md) says where the curves bend, and why. Every run made \
-             sure that the sink got every event, and none twice. CPU is user and system time of the whole worker process.",
+             sure that the sink got as many events as there were. CPU is user and system time of the whole worker process.",
         );
         section(&mut report, "Shards", self.shards.as_ref(), shards::report)?;
         section(&mut report, "Tenants", self.tenants.as_ref(), tenants::report)?;
@@ -77,10 +87,15 @@ impl Results {
         section(&mut report, "Batch size", self.batch_size.as_ref(), batch_size::report)?;
         section(&mut report, "Sink latency", self.sink_latency.as_ref(), sink_latency::report)?;
         section(&mut report, "Outage", self.outage.as_ref(), outage::report)?;
+        section(&mut report, "Outage of Amberflo", self.live_outage.as_ref(), live_outage::report)?;
         if let Some(shards) = &self.shards {
             let keys = self.dedup_keys.as_ref().and_then(|taken| dedup_keys::bytes_per_key(&taken.points));
             report.section("Plan for 1 million events/s");
-            plan::report(&shards.points, keys, &mut report)?;
+            let mut origin = format!("shards: {}", shards.origin());
+            if let (Some(taken), Some(_)) = (&self.dedup_keys, keys) {
+                origin += &format!("; dedup keys: {}", taken.origin());
+            }
+            plan::report(&shards.points, keys, &origin, &mut report)?;
         }
         report.finish(self)
     }
@@ -124,6 +139,12 @@ mod tests {
         for (value, decimals, text) in pairs {
             assert_eq!(number(value, decimals), text);
         }
+    }
+
+    #[test]
+    fn a_curve_says_its_size_and_its_date() {
+        let taken = Taken::<u8> { context: "size     quick\ntaken    2026-11-23\n".to_owned(), points: Vec::new() };
+        assert_eq!(taken.origin(), "quick, taken 2026-11-23");
     }
 
     #[test]

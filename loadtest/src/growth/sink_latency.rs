@@ -32,7 +32,7 @@ impl Point {
 }
 
 pub async fn measure(lab: &Lab, size: Size) -> anyhow::Result<Vec<Point>> {
-    let all: &[u64] = size.pick(&[0, 100], &[0, 20, 100, 500], &[0, 5, 10, 20, 30, 50, 100, 200, 500]);
+    let all: &[u64] = size.pick(&[0, 100], &[0, 20, 100, 500], &[0, 10, 20, 50, 100, 200, 500]);
     let events = size.pick(8_000, 100_000, 500_000);
     let backlog = Backlog::make(lab, events, TENANTS).await?;
     let mut points = Vec::new();

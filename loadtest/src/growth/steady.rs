@@ -8,7 +8,6 @@ use serde::{Deserialize, Serialize};
 use shared::clock::Clock;
 use tokio::time::{Instant, sleep_until};
 
-use super::Size;
 use super::worker::{Ended, Worker, fleet, mebibytes, on_kinesis};
 use crate::bench::fleet::Place;
 use crate::bench::flow::{Fill, Flow};
@@ -40,9 +39,13 @@ pub struct Steady {
     pub peak_resident_mib: f64,
 }
 
-/// Lets [`RATE`] events a second arrive, and looks at the worker after a while for some time.
-pub async fn run(lab: &Lab, shards: usize, env: &[(&'static str, &str)], size: Size) -> anyhow::Result<Steady> {
-    let [settle, window] = size.pick([3, 3], [10, 10], [30, 60]).map(Duration::from_secs);
+/// Lets [`RATE`] events a second arrive, and looks at the worker after the first of these times for the second.
+pub async fn run(
+    lab: &Lab,
+    shards: usize,
+    env: &[(&'static str, &str)],
+    [settle, window]: [Duration; 2],
+) -> anyhow::Result<Steady> {
     let table = Throttle::start(&fleet(lab)?.moto.url).await;
     let (flow, name) = (Flow::start().await?, lab.fresh());
     let place = Place { kinesis: &flow.url, dynamodb: &table.url, stream: &name };

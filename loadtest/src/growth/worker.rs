@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
@@ -10,7 +11,7 @@ use shared::backend::{NewRecord, Stream as _};
 use tokio::time::Instant;
 
 use crate::bench::fleet::{Fleet, Place};
-use crate::bench::measure::median;
+use crate::bench::measure::{median, memory_of};
 use crate::bench::payload::Generator;
 use crate::bench_peers::inputs::copy;
 use crate::bench_peers::lab::{Lab, Launch, Running};
@@ -93,12 +94,36 @@ impl Worker {
         Ok(latest.0)
     }
 
+    /// Looks at its memory for so long, whether it delivers or not; answers the most that was resident.
+    pub async fn resident_for(&mut self, duration: Duration) -> anyhow::Result<u64> {
+        let (process, end) = (self.id()?, Instant::now() + duration);
+        let mut most = 0;
+        let watched = watch(process, &mut self.usage, async || {
+            most = most.max(memory_of(process).map_or(0, |memory| memory.now));
+            Ok(Instant::now() >= end)
+        });
+        watched.await.with_context(|| self.launch.errors())?;
+        anyhow::ensure!(!has_ended(process), "the worker ended by itself; {}", self.launch.errors());
+        Ok(most)
+    }
+
+    /// User and system time so far.
+    pub fn cpu(&self) -> Duration {
+        self.usage.cpu
+    }
+
     /// Waits until so many events are delivered, ends the worker as its users do, and makes sure that it were not more.
     pub async fn finish(mut self, sink: &Sink, events: u64) -> anyhow::Result<Ended> {
         self.until(sink, |seen| seen.records >= events).await?;
         speed::end(&mut self.running, &mut self.usage).await?;
         let seen = sink.seen().await?;
-        anyhow::ensure!(seen.records == events, "{} events were delivered instead of {events}", seen.records);
+        // More: a lease was lost, or an answer came too late. Its log says which.
+        let records = seen.records;
+        anyhow::ensure!(
+            records == events,
+            "{records} events were delivered instead of {events}; {}",
+            self.launch.errors()
+        );
         Ok(Ended { usage: self.usage, seen })
     }
 }
