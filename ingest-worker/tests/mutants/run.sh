@@ -10,6 +10,8 @@ cd "$(dirname "$0")/../../.."
 root=$PWD
 copy=$root/target/mutants
 export CARGO_TARGET_DIR=$root/target SIM_SEEDS=${SIM_SEEDS:-600} RUST_BACKTRACE=0
+# Nobody debugs a mutant, and each is compiled.
+export CARGO_PROFILE_DEV_DEBUG=0
 
 # plant FILE OLD NEW: replaces OLD, which must stand in FILE exactly once.
 plant() {

@@ -220,6 +220,7 @@ impl Member {
         }
         Ok(None)
     }
+
     /// Sees whether it has ended, for the next look to tell.
     fn reap(&mut self) -> anyhow::Result<()> {
         let Some(status) = self.process.as_mut().map(ServiceProcess::ended).transpose()?.flatten() else {
