@@ -17,8 +17,9 @@ use crate::backend::BackendError;
 use crate::service::Trouble;
 pub use secrets_manager::Secret;
 
-/// After an answer that blames the key, it is read again at most this often.
-pub const MIN_REFRESH_INTERVAL: Duration = Duration::from_secs(30);
+/// After an answer that blames the key, it is read again at most this often. A little less than the 30 s between the
+/// probes of a worker that is paused, so that each probe that is refused reads it, and not every second one.
+pub const MIN_REFRESH_INTERVAL: Duration = Duration::from_secs(29);
 
 /// A shorter key is no secret, and may be a part of any word.
 const MIN_REDACTED_BYTES: usize = 8;
