@@ -9,7 +9,7 @@ mod letters;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
-use amberflo_sandbox::{DoubleBilled, LedgerSnapshot, StoredRecord, Total};
+use amberflo_sandbox::{DoubleBilled, LedgerSnapshot, Sandbox, StoredRecord, Total};
 use serde::Serialize;
 use shared::dead_letter::DeadLetter;
 use shared::reason::Reason;
@@ -34,6 +34,19 @@ pub struct Bill {
     pub sums_only: BTreeSet<String>,
     /// The totals are rounded to doubles.
     pub is_rounded: bool,
+}
+
+impl Bill {
+    /// All that a sandbox in this process has billed.
+    #[must_use]
+    pub fn of(sandbox: &Sandbox) -> Self {
+        Self {
+            records: sandbox.records(),
+            ledger: sandbox.ledger(),
+            billed_more_than_once: sandbox.billed_more_than_once(),
+            ..Self::default()
+        }
+    }
 }
 
 /// What of a ledger is to be judged.

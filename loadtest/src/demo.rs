@@ -174,12 +174,7 @@ impl Stage {
 
         let letters = dead_letters(&self.settings).await?;
         let truth = std::mem::take(&mut *plane.truth.lock().unwrap_or_else(PoisonError::into_inner));
-        let bill = Bill {
-            records: self.sandbox.records(),
-            ledger: self.sandbox.ledger(),
-            billed_more_than_once: self.sandbox.billed_more_than_once(),
-            ..Bill::default()
-        };
+        let bill = Bill::of(&self.sandbox);
         let audit = Audit::of(&truth, &bill, &letters);
         let speed = Speed::of(&truth, &bill.records);
         let first_delivery = bill.records.first().map(|record| self.origin + record.at - started).unwrap_or_default();

@@ -47,7 +47,7 @@ impl ReportDir {
     /// A table.
     pub fn table<const N: usize>(&mut self, heads: [&str; N], rows: &[[String; N]]) {
         let line = |cells: &[String]| {
-            let cells: Vec<_> = cells.iter().map(|cell| cell.replace('|', "\\|").replace('\n', " ")).collect();
+            let cells: Vec<_> = cells.iter().map(|text| cell(text)).collect();
             format!("| {} |\n", cells.join(" | "))
         };
         let mut table =
@@ -80,4 +80,10 @@ impl ReportDir {
         let file = self.dir.join(name);
         std::fs::write(&file, text).with_context(|| format!("the report's {}", file.display()))
     }
+}
+
+/// A text that may stand in a table.
+#[must_use]
+pub fn cell(text: &str) -> String {
+    text.replace('|', "\\|").replace('\n', " ")
 }

@@ -131,12 +131,7 @@ impl Arena {
             self.board.find("dead letters", &format!("{hidden} remain hidden at the end"));
         }
         let truth = std::mem::take(&mut *plane.truth.lock().unwrap_or_else(PoisonError::into_inner));
-        let bill = Bill {
-            records: self.sandbox.records(),
-            ledger: self.sandbox.ledger(),
-            billed_more_than_once: self.sandbox.billed_more_than_once(),
-            ..Bill::default()
-        };
+        let bill = Bill::of(&self.sandbox);
         let audit = Audit::of(&mended(truth), &bill, &letters);
         self.board.note("run", "audited");
         let mut state = self.board.state();

@@ -12,6 +12,7 @@ use super::finish::Outcome;
 use super::kind::{ArenaName, KINDS};
 use crate::chart::{Chart, Mark, Series};
 use crate::machine::Machine;
+use crate::report_dir::cell;
 
 /// How a run was asked for, and what came of it.
 #[derive(Debug, Serialize)]
@@ -232,11 +233,6 @@ fn timeline(arena: ArenaName, notes: &[Note], text: &mut String) {
     for note in notes {
         let _ = writeln!(text, "| {:.1} | {} | {} |", note.at, cell(&note.subject), cell(&note.text));
     }
-}
-
-/// A text that may stand in a table.
-fn cell(text: &str) -> String {
-    text.replace('|', "\\|").replace('\n', " ")
 }
 
 fn charts(outcome: &Outcome) -> Vec<(&'static str, Chart)> {

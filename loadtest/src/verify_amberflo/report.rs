@@ -174,5 +174,5 @@ fn indented(text: &str) -> String {
 
 /// Foreign text within a table or a line: no markup of its own.
 fn cell(text: &str) -> String {
-    text.replace('|', "\\|").replace('<', "&lt;").replace('\n', " ")
+    crate::report_dir::cell(text).replace('<', "&lt;")
 }
