@@ -1,5 +1,6 @@
 //! The subcommands for operators: dead letters and leases.
 
+use std::collections::HashSet;
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Write as _};
 use std::process::ExitCode;
@@ -13,7 +14,7 @@ use shared::backend::{Checkpoint, DeadLetters, Lease, Leases, Position, ShardId}
 use shared::backends::{Backends, Kind};
 use shared::clock::{Clock, UnixMillis, millis};
 use shared::dead_letter::DeadLetter;
-use shared::dead_letters::Scan;
+use shared::dead_letters::{Filter, Scan};
 use shared::redrive;
 use shared::service::{self, ConfigError};
 use shared::settings::StreamName;
@@ -44,10 +45,12 @@ pub async fn dead_letters(settings: &Settings, command: DeadLettersCommand) -> a
             };
             each(&backends, &*queue, is_meant, true).await?;
         }
-        DeadLettersCommand::Redrive => {
-            let report = redrive::all(&*queue, &*backends.stream, Clock::system().now()).await?;
+        DeadLettersCommand::Redrive { reason } => {
+            let filter = Filter { reasons: reason.map(|reason| HashSet::from([reason])), ..Filter::default() };
+            let options = redrive::Options { filter, ..redrive::Options::all(Clock::system().now()) };
+            let report = redrive::run(&*queue, &*backends.stream, &options).await.map_err(|stopped| stopped.error)?;
             print(serde_json::to_string(&report)?)?;
-            tell_of_hidden(&*queue, report.skipped).await?;
+            tell_of_hidden(&*queue, report.skipped + report.others).await?;
         }
     }
     Ok(ExitCode::SUCCESS)

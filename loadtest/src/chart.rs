@@ -17,6 +17,10 @@ use axis::Axis;
 pub use axis::Scale;
 
 const SIZE: (u32, u32) = (900, 360);
+/// More do not differ at this width.
+const MOST_POINTS: usize = 1000;
+/// Of more only the first has its word: they would cover each other, and the lines.
+const MOST_WORDED_MARKS: usize = 40;
 const FONT: &str = "sans-serif";
 /// White paper and dark ink, so that it can be read on a dark page too. Told apart also by those who see fewer colours.
 const INK: RGBColor = RGBColor(0x33, 0x33, 0x33);
@@ -118,7 +122,14 @@ impl Chart {
             .draw()?;
         for (index, mark) in self.marks.iter().enumerate().filter(|(_, mark)| self.x_scale.has(mark.at)) {
             let line = [(mark.at, bottom), (mark.at, top)];
-            chart.draw_series(DashedLineSeries::new(line, 4, 3, INK.mix(0.6).stroke_width(1)))?;
+            if self.marks.len() > MOST_WORDED_MARKS {
+                chart.draw_series(LineSeries::new(line, INK.mix(0.25).stroke_width(1)))?;
+                if index > 0 {
+                    continue;
+                }
+            } else {
+                chart.draw_series(DashedLineSeries::new(line, 4, 3, INK.mix(0.6).stroke_width(1)))?;
+            }
             // Neighbours at different heights, or their words would lie over each other.
             let style = TextStyle::from((FONT, 12).into_font()).color(&INK).pos(Pos::new(HPos::Left, VPos::Top));
             let offset = 2 + 13 * (index as i32 % 6);
@@ -149,8 +160,25 @@ impl Chart {
 
     fn drawable(&self, series: &Series) -> Vec<(f64, f64)> {
         let points = series.points.iter().copied();
-        points.filter(|(x, y)| self.x_scale.has(*x) && self.y_scale.has(*y)).collect()
+        thinned(points.filter(|(x, y)| self.x_scale.has(*x) && self.y_scale.has(*y)).collect())
     }
+}
+
+/// Of very many points the lowest and the highest of every group: nobody sees more of them, and no peak is lost.
+fn thinned(points: Vec<(f64, f64)>) -> Vec<(f64, f64)> {
+    if points.len() <= MOST_POINTS {
+        return points;
+    }
+    let group = points.len().div_ceil(MOST_POINTS / 2);
+    let low_and_high = |group: &[(f64, f64)]| {
+        let by_value = |a: &&(f64, f64), b: &&(f64, f64)| a.1.total_cmp(&b.1);
+        let mut ends: Vec<_> =
+            group.iter().min_by(by_value).into_iter().chain(group.iter().max_by(by_value)).copied().collect();
+        ends.sort_by(|a, b| a.0.total_cmp(&b.0));
+        ends.dedup();
+        ends
+    };
+    points.chunks(group).flat_map(low_and_high).collect()
 }
 
 #[cfg(test)]
@@ -185,6 +213,27 @@ mod tests {
         for text in ["\n1\n", "\n10\n", "\n100\n", "\n1,000\n", "\n100,000\n"] {
             assert!(svg.contains(text), "{text:?} in {svg}");
         }
+    }
+
+    #[test]
+    fn many_points_are_thinned_without_losing_a_peak() {
+        let mut points: Vec<_> = (0..10_000).map(|x| (f64::from(x), 1.0)).collect();
+        points[4321].1 = 1e6;
+        points[4322].1 = -1e6;
+        let thinned = thinned(points.clone());
+        assert!(thinned.len() <= MOST_POINTS && thinned.is_sorted_by(|a, b| a.0 < b.0), "{}", thinned.len());
+        assert!(thinned.contains(&(4321.0, 1e6)) && thinned.contains(&(4322.0, -1e6)));
+        assert_eq!(super::thinned(points[..MOST_POINTS].to_vec()), points[..MOST_POINTS]);
+    }
+
+    #[test]
+    fn many_marks_are_lines_with_one_word() {
+        let mark = |at| Mark { at: f64::from(at), label: "kill -9".to_owned() };
+        let mut chart = chart(Scale::Linear, vec![(0.0, 5.0), (300.0, 7.0)]);
+        chart.marks = (0..300).map(mark).collect();
+        let svg = chart.svg().unwrap();
+        assert_eq!(svg.matches("kill -9").count(), 1);
+        assert!(svg.len() < 100_000, "{}", svg.len());
     }
 
     #[test]

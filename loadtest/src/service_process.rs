@@ -102,6 +102,40 @@ impl ServiceSettings {
         self.dir.join(format!("{}.log", self.service))
     }
 
+    /// Runs a command of the program, such as `dead-letters list`, and answers what it printed.
+    ///
+    /// # Errors
+    /// When it fails, or has not ended after `limit`.
+    pub async fn run(&self, args: &[&str], limit: Duration) -> anyhow::Result<String> {
+        let what = || format!("{} {}", self.service, args.join(" "));
+        let output = timeout(limit, self.command()?.args(args).output()).await;
+        let output = output.with_context(|| format!("{} still runs after {limit:?}", what()))?.with_context(what)?;
+        let told = String::from_utf8_lossy(&output.stderr);
+        anyhow::ensure!(output.status.success(), "{}: {}: {}", what(), output.status, told.trim_end());
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    fn command(&self) -> anyhow::Result<Command> {
+        let path = |path: &Path| path.display().to_string();
+        // A key from elsewhere, such as Secrets Manager, takes the file's place: both would be one too many.
+        let has_secret = self.env.iter().any(|(name, _)| *name == "API_KEY_SECRET_NAME");
+        let key_file = (!has_secret).then(|| ("AMBERFLO_API_KEY_FILE", path(&self.key_file())));
+        let mut command = Command::new(std::env::current_exe().context("this program does not know where it is")?);
+        command
+            .arg(self.service.name())
+            // A proxy or a key in the caller's shell is none of the service's business.
+            .env_clear()
+            .env("STREAM", format!("local:{}", path(&self.stream_dir())))
+            .env("AMBERFLO_BASE_URL", format!("http://{}", self.amberflo))
+            .envs(key_file)
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            // Ctrl-C in the terminal is for us; we end the service when its time has come.
+            .process_group(0)
+            .kill_on_drop(true);
+        Ok(command)
+    }
+
     /// What it logged last.
     #[must_use]
     pub fn log_tail(&self) -> String {
@@ -318,31 +352,16 @@ async fn launch(settings: &ServiceSettings, addresses: Addresses) -> Result<(Chi
 }
 
 fn spawn(settings: &ServiceSettings, addresses: Addresses) -> anyhow::Result<Child> {
-    let service = settings.service;
     let log = File::options().create(true).append(true).open(settings.log_file());
     let log = log.with_context(|| format!("the log {}", settings.log_file().display()))?;
-    let path = |path: &Path| path.display().to_string();
-    // A key from elsewhere, such as Secrets Manager, takes the file's place: both would be one too many.
-    let has_secret = settings.env.iter().any(|(name, _)| *name == "API_KEY_SECRET_NAME");
-    let key_file = (!has_secret).then(|| ("AMBERFLO_API_KEY_FILE", path(&settings.key_file())));
-    Command::new(std::env::current_exe().context("this program does not know where it is")?)
-        .arg(service.name())
-        // A proxy or a key in the caller's shell is none of the service's business.
-        .env_clear()
-        .env("STREAM", format!("local:{}", path(&settings.stream_dir())))
+    settings
+        .command()?
         .env("LISTEN", addresses.listen.to_string())
         .env("ADMIN_LISTEN", addresses.admin.to_string())
-        .env("AMBERFLO_BASE_URL", format!("http://{}", settings.amberflo))
-        .envs(key_file)
-        .envs(settings.env.iter().map(|(name, value)| (name, value)))
-        .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)
-        // Ctrl-C in the terminal is for us; we end the service when its time has come.
-        .process_group(0)
-        .kill_on_drop(true)
         .spawn()
-        .with_context(|| format!("the {service} cannot be started"))
+        .with_context(|| format!("the {} cannot be started", settings.service))
 }
 
 /// Ports that are free now.

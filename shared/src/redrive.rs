@@ -79,6 +79,9 @@ pub struct Report {
     pub more: bool,
     /// Some of those that were skipped.
     pub examples: Vec<Skipped>,
+    /// Letters that were seen and are not meant.
+    #[serde(skip)]
+    pub others: u64,
 }
 
 /// Numbers of letters, by what became of them.
@@ -182,7 +185,10 @@ impl Run<'_> {
 
     async fn redrive(&mut self, letters: Vec<Received>) -> Result<(), BackendError> {
         let mut ready = Ready::default();
-        for received in letters.into_iter().filter(|received| self.options.filter.matches(&received.letter)) {
+        let (meant, others): (Vec<_>, Vec<_>) =
+            letters.into_iter().partition(|received| self.options.filter.matches(&received.letter));
+        self.report.others += others.len() as u64;
+        for received in meant {
             if ready.bytes >= PUBLISH_BYTES || self.is_stopped(ready.letters.len()) {
                 self.publish(std::mem::take(&mut ready)).await?;
             }

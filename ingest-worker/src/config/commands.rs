@@ -60,9 +60,13 @@ pub enum DeadLettersCommand {
     List,
     /// Publishes dead letters to the stream again, each with the identity and time it had, and removes them.
     ///
-    /// Leaves conflicts and invalid payloads where they are, hidden from another redrive for a minute. Amberflo receives
-    /// identical records, so an event that it took after all is not billed again.
-    Redrive,
+    /// Leaves conflicts and invalid payloads where they are. Amberflo receives identical records, so an event that it took
+    /// after all is not billed again. Passes the whole queue, however long that takes.
+    Redrive {
+        /// Only those with this reason.
+        #[arg(long, value_parser = reason)]
+        reason: Option<Reason>,
+    },
     /// Removes dead letters for good, without delivering them; prints each as `list` does, so keep the output.
     Delete {
         /// Only those with this reason.

@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use serde::Serialize;
+use serde_json::Value;
 use shared::reason::Reason;
 use tokio::time::{Instant, sleep};
 
 use super::arena::Arena;
 use super::board::{Board, Note, Point};
-use super::inject::{NAMESAKE_DIR, redrive, told};
+use super::inject::{NAMESAKE_DIR, told};
 use super::invariants::Invariants;
 use super::kind::ArenaName;
 use super::watch::Watching;
@@ -189,20 +190,23 @@ impl Arena {
     }
 
     /// Until no letter is left of an event that Amberflo refused. (Of the others some can be redriven too, and come back.)
+    /// By the worker's command: the control API's time may be too short to get past all the others.
     async fn redrive_all(&mut self) -> anyhow::Result<()> {
         if let Some(killed) = self.redrive_killed_at {
             let wait = (killed + HIDDEN_FOR).saturating_sub(self.board.now());
             self.while_supervised(sleep(wait)).await?;
         }
+        let command = self.workers[0].settings().clone();
+        let arguments = ["dead-letters", "redrive", "--reason", Reason::Rejected.as_str()];
         let deadline = Instant::now() + REDRIVE_LIMIT;
         let (mut last, mut without) = ("not asked".to_owned(), 0);
         while Instant::now() < deadline {
-            let address = self.control_api.addresses().listen;
-            match self.while_supervised(redrive(address, Some(Reason::Rejected))).await? {
-                Ok(answer) => {
-                    last = told(&answer);
+            match self.while_supervised(command.run(&arguments, REDRIVE_LIMIT)).await? {
+                Ok(printed) => {
+                    let report: Value = serde_json::from_str(&printed).context("what a redrive did")?;
+                    last = told(&report);
                     self.board.note("redrive", last.clone());
-                    without = if answer["redriven"] == 0 && answer["more"] == false { without + 1 } else { 0 };
+                    without = if report["redriven"] == 0 { without + 1 } else { 0 };
                     // Once more, should one have come back.
                     if without == 2 {
                         return Ok(());

@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use emulators::Stream;
-use serde_json::{Value, json};
-use shared::reason::Reason;
+use serde_json::Value;
 use shared::service::EXIT_CONFIGURATION;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
@@ -261,7 +260,7 @@ impl Arena {
     fn redrive_aside(&self) -> JoinHandle<()> {
         let (board, address) = (Arc::clone(&self.board), self.control_api.addresses().listen);
         tokio::spawn(async move {
-            let text = match redrive(address, None).await {
+            let text = match redrive(address).await {
                 Ok(answer) => told(&answer),
                 Err(error) => format!("failed: {error:#}"),
             };
@@ -307,16 +306,12 @@ pub fn told(answer: &Value) -> String {
     format!("{} redriven, {} left where they are", number("redriven"), number("skipped"))
 }
 
-/// Redrives dead letters through the control API: those of this reason, or all that can be. Answers its `data`.
-///
-/// # Errors
-/// When it does not answer 200.
-pub async fn redrive(control_api: SocketAddr, reason: Option<Reason>) -> anyhow::Result<Value> {
+/// Redrives all dead letters that can be, through the control API. Answers its `data`.
+async fn redrive(control_api: SocketAddr) -> anyhow::Result<Value> {
     let url = format!("http://{control_api}");
     let http = crate::target::http_client(&url, REDRIVE_TIMEOUT)?;
     let request = http.post(format!("{url}/dead-letters/redrive")).header("content-type", "application/json");
-    let body = reason.map_or_else(|| json!({}), |reason| json!({ "reason": reason.as_str() }));
-    let answer = request.body(body.to_string()).send().await?;
+    let answer = request.body("{}").send().await?;
     let (status, body) = (answer.status(), answer.bytes().await?);
     anyhow::ensure!(status.is_success(), "{status}: {}", String::from_utf8_lossy(&body));
     let mut body: Value = serde_json::from_slice(&body)?;

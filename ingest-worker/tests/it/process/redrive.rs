@@ -10,19 +10,19 @@ use shared::backend::{NewRecord, Stream as _};
 
 use super::{Amberflo, KEY, Site, eventually, run, text, usage, usages};
 
-async fn dead_letters(site: &Site, what: &str) -> String {
-    let output = run(site.command().args(["dead-letters", what])).await;
+async fn dead_letters(site: &Site, what: &[&str]) -> String {
+    let output = run(site.command().arg("dead-letters").args(what)).await;
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     assert!(!text(&output.stdout).contains(KEY) && !text(&output.stderr).contains(KEY));
     text(&output.stdout)
 }
 
 async fn list(site: &Site) -> Vec<Value> {
-    dead_letters(site, "list").await.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    dead_letters(site, &["list"]).await.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 async fn redrive(site: &Site) -> Value {
-    serde_json::from_str(&dead_letters(site, "redrive").await).unwrap()
+    serde_json::from_str(&dead_letters(site, &["redrive"]).await).unwrap()
 }
 
 /// How often each thing became of a letter.
@@ -59,6 +59,9 @@ async fn what_amberflo_refused_is_listed_and_delivered_by_a_redrive() {
     assert_eq!(list(&site).await.len(), 13, "looking changes nothing");
 
     amberflo.sandbox.set_faults(Faults::default()).unwrap();
+    let conflicts: Value =
+        serde_json::from_str(&dead_letters(&site, &["redrive", "--reason", "conflict"]).await).unwrap();
+    assert_eq!(conflicts["byReason"], json!({"conflict": {"redriven": 0, "skipped": 1}}), "of this reason only");
     let report = redrive(&site).await;
     assert_eq!(totals(&report), json!({"redriven": 11, "conflicts": 1, "notRedrivable": 1, "forgotten": 0}));
     let by_reason = json!({
