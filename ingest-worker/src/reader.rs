@@ -105,8 +105,8 @@ impl Pages {
     #[must_use]
     pub fn start(stream: Arc<dyn Stream>, reading: Reading, buffer: Buffer) -> Self {
         let (sender, receiver) = mpsc::channel(1);
-        let reader =
-            Reader { stream, buffer, pages: sender, backoff: Backoff::default(), is_failing: false, is_at_tip: false };
+        let ahead = Ahead::unknown(&buffer);
+        let reader = Reader { stream, buffer, pages: sender, backoff: Backoff::default(), is_failing: false, ahead };
         let task = tokio::spawn(async move { reader.run(reading).await });
         Self { receiver, _task: Some(AbortOnDropHandle::new(task)) }
     }
@@ -135,8 +135,32 @@ struct Reader {
     backoff: Backoff,
     /// Its last read failed: what goes well elsewhere says nothing about this shard.
     is_failing: bool,
-    /// The last page was the newest there is: the next one will hardly be large.
-    is_at_tip: bool,
+    ahead: Ahead,
+}
+
+/// How much a reader asks for. At the tip little more than came since it was there last: else idle shards would take the
+/// memory that busy ones need. But not less: what a page leaves behind waits for the next read, which on Kinesis is 200 ms
+/// later.
+#[derive(Debug)]
+struct Ahead {
+    page_bytes: usize,
+    /// What was read since the tip was reached.
+    since_tip: usize,
+}
+
+impl Ahead {
+    fn unknown(buffer: &Buffer) -> Self {
+        Self { page_bytes: buffer.page_bytes, since_tip: 0 }
+    }
+
+    fn learn(&mut self, page: &Page, buffer: &Buffer) {
+        let bytes: usize = page.records.iter().map(|record| record.data.len()).sum();
+        self.since_tip = self.since_tip.saturating_add(bytes);
+        self.page_bytes = buffer.page_bytes;
+        if page.millis_behind_latest == 0 {
+            self.page_bytes = mem::take(&mut self.since_tip).saturating_mul(2).clamp(MIN_PAGE_BYTES, buffer.page_bytes);
+        }
+    }
 }
 
 impl Reader {
@@ -189,7 +213,7 @@ impl Reader {
                 }
             }
         }
-        self.is_at_tip = false;
+        self.ahead = Ahead::unknown(&self.buffer);
     }
 
     /// The ancestors that took records since `since`, oldest first: the parents of every shard that began after it.
@@ -257,7 +281,7 @@ impl Reader {
             None => reader.insert(self.stream.reader(shard, from.clone()).await?),
         };
         reader.ready().await;
-        let page_bytes = if self.is_at_tip { MIN_PAGE_BYTES } else { self.buffer.page_bytes };
+        let page_bytes = self.ahead.page_bytes;
         let Some(mut memory) = self.buffer.reserve(page_bytes).await else { return Ok(None) };
         let page = reader.next(page_bytes).await?;
         self.backoff = Backoff::default();
@@ -266,7 +290,7 @@ impl Reader {
         {
             tracing::info!(%shard, lasted = over.lasted.as_secs(), "the stream can be read again");
         }
-        self.is_at_tip = page.millis_behind_latest == 0;
+        self.ahead.learn(&page, &self.buffer);
         let cost: usize = page.records.iter().map(|record| COST_FACTOR * record.data.len() + COST_PER_RECORD).sum();
         let surplus = memory.num_permits().saturating_sub(cost.div_ceil(UNIT));
         drop(memory.split(surplus));

@@ -205,6 +205,8 @@ async fn play(
     dir: &Path,
     running: &mut JoinSet<Ended>,
 ) -> anyhow::Result<bool> {
+    // The tree may be another when the run ends.
+    let commit = machine::commit();
     let mut left_out = Vec::new();
     let mut leave_out = |what: &str, why: &str| {
         emulators::skip(&format!("chaos: {what}"), why);
@@ -273,7 +275,7 @@ async fn play(
     let report = Report {
         passed: outcomes.iter().all(|outcome| outcome.passed),
         command: args.command(),
-        commit: machine::commit(),
+        commit,
         seed: args.seed,
         minutes: f64::from(args.minutes),
         rates: args.arenas().map(|arena| (arena, args.rate_of(arena))).collect(),

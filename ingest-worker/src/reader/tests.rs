@@ -155,3 +155,26 @@ async fn an_ancestor_that_is_forgotten_meanwhile_is_passed_over() {
     let found = read(&stream, &["parent"], Since::Time(500)).await;
     assert_eq!(found, [(false, vec![700])]);
 }
+
+/// Of what came since the last read nothing is left for the next, and an idle shard asks for little.
+#[test]
+fn at_the_tip_a_page_has_room_for_twice_what_came_last() {
+    let buffer = Buffer::new(64 << 20);
+    let mut ahead = Ahead::unknown(&buffer);
+    let mut after = |bytes: usize, millis_behind_latest| {
+        let record = Record {
+            data: vec![b' '; bytes].into(),
+            partition_key: "t".to_owned(),
+            sequence_number: SequenceNumber("1".to_owned()),
+            arrived_at: 0,
+        };
+        ahead.learn(&Page { records: vec![record], millis_behind_latest, is_end: false }, &buffer);
+        ahead.page_bytes
+    };
+    assert_eq!(after(200_000, 0), 400_000);
+    assert_eq!(after(150_000, 0), 300_000);
+    assert_eq!(after(300_000, 50), MAX_PAGE_BYTES, "more is there");
+    assert_eq!(after(50_000, 0), 700_000, "both pages came since the tip");
+    assert_eq!(after(900_000, 0), MAX_PAGE_BYTES);
+    assert_eq!(after(2, 0), MIN_PAGE_BYTES);
+}
