@@ -2,19 +2,17 @@
 //! that holds for everyone, and a pause while the key or the address is wrong.
 
 mod observed;
+mod rate;
 
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use governor::clock::Clock as GovernorClock;
-use governor::middleware::NoOpMiddleware;
-use governor::state::{InMemoryState, NotKeyed};
-use governor::{Quota, RateLimiter};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 pub use observed::{Cut, Observed, Pause};
+use rate::Rate;
 
 /// How often one batch tries whether a pause can end.
 pub const PROBE_INTERVAL: Duration = Duration::from_secs(30);
@@ -37,8 +35,10 @@ pub enum Outcome {
     Failed(Option<Duration>),
     /// The key or the address is wrong.
     Refused,
-    /// Amberflo works but does not like this request.
+    /// Amberflo took the key, but does not like this request.
     Answered,
+    /// 403 to a request that may be the only one to meet it: it says nothing about the key.
+    Suspected,
 }
 
 /// The limits of one worker, shared by its shards.
@@ -49,12 +49,6 @@ pub struct Limiter {
     /// Held by the one task that waits at the head of the queue: permits are given first come, first served.
     turn: tokio::sync::Mutex<()>,
     changed: Notify,
-}
-
-/// Evenly spaced requests, no bursts: any second then holds at most one more than the rate.
-struct Rate {
-    limiter: RateLimiter<NotKeyed, InMemoryState, TokioClock, NoOpMiddleware<Duration>>,
-    clock: TokioClock,
 }
 
 struct State {
@@ -205,7 +199,7 @@ impl Limiter {
             state.limit_reached = true;
             return Err((None, Limit::Concurrency));
         }
-        if let Some(rate) = &state.rate {
+        if let Some(rate) = &mut state.rate {
             rate.check(now).map_err(|until| (Some(until), Limit::Requests))?;
         }
         if let Some(probe) = &mut state.next_probe {
@@ -224,10 +218,7 @@ impl Limiter {
         match outcome {
             Outcome::Delivered => {
                 state.last_delivery_began = state.last_delivery_began.max(Some(began));
-                state.paused = None;
-                if state.next_probe.take().is_some() {
-                    tracing::info!("Amberflo accepts requests again");
-                }
+                state.end_pause();
             }
             Outcome::SlowDown(wait) => {
                 cut(&mut state, CUT_ON_429, cause, now);
@@ -246,7 +237,9 @@ impl Limiter {
                     state.paused = Some((now, cause.to_owned()));
                 }
             }
-            Outcome::Answered => {}
+            // Or each part of a batch that is searched for a bad record would have to wait for the next probe.
+            Outcome::Answered => state.end_pause(),
+            Outcome::Suspected => {}
         }
         metrics::gauge!("ingest_concurrency_limit").set(state.concurrency.floor());
         state.show_pause();
@@ -298,6 +291,14 @@ impl State {
         metrics::gauge!("ingest_paused").set(f64::from(u8::from(self.next_probe.is_some())));
     }
 
+    /// The key and the address are right.
+    fn end_pause(&mut self) {
+        self.paused = None;
+        if self.next_probe.take().is_some() {
+            tracing::info!("Amberflo accepts requests again");
+        }
+    }
+
     /// Nobody sends until the `Retry-After` is over; of several, the longest counts.
     fn hold_for(&mut self, now: Instant, wait: Option<Duration>) {
         self.retry_after = self.retry_after.max(wait.map(|wait| now + wait));
@@ -311,37 +312,6 @@ fn cut(state: &mut State, factor: f64, cause: &str, now: Instant) {
         state.concurrency = (state.concurrency * factor).max(1.0);
         state.last_cut =
             Some((now, Cut { ago: Duration::ZERO, cause: cause.to_owned(), to: state.concurrency as u32 }));
-    }
-}
-
-impl Rate {
-    /// `None` for no limit.
-    fn new(per_second: f64) -> Option<Self> {
-        if per_second <= 0.0 {
-            return None;
-        }
-        let quota = Quota::with_period(Duration::from_secs_f64(1.0 / per_second))?.allow_burst(NonZeroU32::MIN);
-        let clock = TokioClock { started: Instant::now() };
-        Some(Self { limiter: RateLimiter::direct_with_clock(quota, clock), clock })
-    }
-
-    /// Takes a cell, or says when there will be one.
-    fn check(&self, now: Instant) -> Result<(), Instant> {
-        self.limiter.check().map_err(|until| now + until.wait_time_from(self.clock.now()))
-    }
-}
-
-/// governor's own clocks do not follow tokio's paused time.
-#[derive(Clone, Copy)]
-struct TokioClock {
-    started: Instant,
-}
-
-impl GovernorClock for TokioClock {
-    type Instant = Duration;
-
-    fn now(&self) -> Duration {
-        self.started.elapsed()
     }
 }
 

@@ -238,11 +238,11 @@ async fn on_refusal(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError,
     if error.status == Some(StatusCode::FORBIDDEN) {
         let since = *parcel.first_refusal.get_or_insert_with(Instant::now);
         if shard.limiter.has_delivered_since(since) {
-            permit.report(Outcome::Answered);
+            permit.report(Outcome::Suspected);
             return Next::Divide(Reason::Rejected, Some(Suspicion::Forbidden));
         }
         if parcel.suspicion == Some(Suspicion::Forbidden) && since.elapsed() < SUSPECT_PATIENCE {
-            permit.report(Outcome::Answered);
+            permit.report(Outcome::Suspected);
             shard.waiting_for_evidence(sleep(parcel.backoff.next_delay())).await;
             return Next::Again;
         }

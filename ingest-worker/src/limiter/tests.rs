@@ -29,6 +29,29 @@ async fn no_second_holds_more_than_the_rate_and_one() {
     assert!((4.85..4.95).contains(&took.as_secs_f64()), "full speed is kept: {took:?}");
 }
 
+/// Timers have milliseconds: the periods of most rates have not.
+#[tokio::test(start_paused = true)]
+async fn late_timers_take_nothing_of_the_rate_and_give_nothing_to_it() {
+    for rate in [3.0, 30.0, 70.0, 300.0] {
+        let limiter = limiter(100, rate);
+        let mut sent = Vec::new();
+        for _ in 0..10 * rate as usize {
+            drop(permit(&limiter).await);
+            sent.push(Instant::now());
+        }
+        let took = (sent[sent.len() - 1] - sent[0]).as_secs_f64();
+        assert!(took < 10.01, "{rate} a second: the requests of 10 s took {took} s");
+        for (index, start) in sent.iter().enumerate() {
+            let within = sent[index..].iter().take_while(|at| **at - *start <= Duration::from_secs(1)).count();
+            assert!(within <= rate as usize + 1, "{within} requests in one second at {rate} a second");
+        }
+        // What was not asked for is not made up for.
+        advance(Duration::from_secs(60)).await;
+        drop(permit(&limiter).await);
+        assert!(is_blocked(&limiter).await, "{rate} a second: two at once");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_share_of_the_shards_is_a_share_of_the_rate() {
     let limiter = limiter(100, 10.0);
@@ -105,6 +128,19 @@ async fn a_pause_lets_one_probe_through_at_a_time_until_one_succeeds() {
     permit(&limiter).await.report(Outcome::Delivered);
     assert!(!limiter.is_paused());
     assert!(!is_blocked(&limiter).await);
+}
+
+/// Whoever is refused for what is sent was not refused for the key.
+#[tokio::test(start_paused = true)]
+async fn a_probe_whose_records_are_refused_ends_the_pause() {
+    let limiter = limiter(8, 0.0);
+    permit(&limiter).await.report(Outcome::Refused);
+    for outcome in [Outcome::Suspected, Outcome::Failed(None), Outcome::SlowDown(None)] {
+        permit(&limiter).await.report(outcome);
+        assert!(limiter.is_paused(), "{outcome:?}");
+    }
+    permit(&limiter).await.report(Outcome::Answered);
+    assert!(!limiter.is_paused() && !is_blocked(&limiter).await);
 }
 
 #[tokio::test(start_paused = true)]

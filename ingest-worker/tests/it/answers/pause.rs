@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use amberflo_sandbox::{Faults, Trigger};
+use amberflo_sandbox::{Faults, Poison, Trigger};
 use shared::api_key::Source;
 use tokio::time::{Instant, sleep};
 
@@ -127,4 +127,21 @@ async fn a_pause_survives_a_probe_that_fails_in_another_way() {
     world.wire.mend();
     world.settle_within(2 * MINUTE).await;
     world.assert_billed_without_copies(50);
+}
+
+/// The search for them takes many requests: they do not wait for a probe each.
+#[tokio::test(start_paused = true)]
+async fn bad_records_in_a_probe_do_not_prolong_the_pause() {
+    let world = World::new(2);
+    let poison = || Poison { unique_id_prefixes: vec!["1".to_owned()], ..Poison::default() };
+    let revoked = Some(BTreeSet::from(["another-key".to_owned()]));
+    world.set_faults(Faults { valid_keys: revoked, poison: vec![poison()], ..Faults::default() });
+    let worker = world.start().await;
+    world.put((0..50).map(|n| usage(&format!("tenant-{}", n % 10), n))).await;
+    sleep(10 * SECOND).await;
+    assert!(worker.common.limiter.is_paused());
+    world.set_faults(Faults { poison: vec![poison()], ..Faults::default() });
+    world.settle_within(40 * SECOND).await;
+    assert_eq!(world.letters().await.len(), 11, "1, and 10 to 19");
+    world.assert_billed_without_copies(39);
 }
