@@ -26,7 +26,7 @@ bench: ## measurements: events per CPU-second, memory, durable PutEvents, the co
 	cargo build --release --features control-api/lambda --bin control-api-lambda
 	cargo run --release --bin loadtest -- bench $(ARGS)
 
-bench-peers: ## the same beside what users would pick instead: SDK, one POST per event, a KCL port; 50 minutes
+bench-peers: ## the same beside what users would pick instead: SDK, one POST per event, a KCL port; 40 minutes
 	./loadtest/peers/setup.sh && ./loadtest/emulators/setup.sh && cargo build --release --bin loadtest
 	./target/release/loadtest bench-peers $(ARGS)
 

@@ -23,7 +23,7 @@ mod worker_process;
 
 use std::time::Duration;
 
-use crate::machine::Machine;
+use crate::machine::{self, Machine};
 use payload::Payload;
 
 /// Arguments of `loadtest bench`.
@@ -173,10 +173,12 @@ fn print_context(quick: bool) {
 pub fn context() -> String {
     let Machine { cores, cpu, os, rustc, profile } = Machine::here();
     let profile = if profile == "debug" { "debug: the numbers mean nothing" } else { profile };
+    let commit = machine::commit().unwrap_or_else(|| "unknown".to_owned());
     format!(
         "machine  {cores} cores, {cpu}, {os}
 rustc    {rustc}
 profile  {profile}
+commit   {commit}
 "
     )
 }

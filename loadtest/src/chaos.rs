@@ -205,7 +205,6 @@ async fn play(
     dir: &Path,
     running: &mut JoinSet<Ended>,
 ) -> anyhow::Result<bool> {
-    // The tree may be another when the run ends.
     let commit = machine::commit();
     let mut left_out = Vec::new();
     let mut leave_out = |what: &str, why: &str| {

@@ -20,6 +20,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 
 use crate::bench_peers::lab::Lab;
+use crate::machine;
 use results::{Results, Taken};
 
 /// Measures how the worker's cost grows with its work, and writes charts and tables. Linux only.
@@ -97,6 +98,8 @@ pub async fn run(args: &GrowthArgs) -> anyhow::Result<()> {
         _ => Size::Full,
     };
     let wanted = |curve| args.only.is_empty() || args.only.contains(&curve);
+    // The report is written into this tree, which is then another.
+    let _ = machine::commit();
     let mut results = Results::read(&args.report)?;
     let lab = Lab::open().await?;
     if wanted(Curve::Tenants) {

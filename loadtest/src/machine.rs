@@ -1,6 +1,7 @@
 //! On what a result was measured.
 
 use std::process::Command;
+use std::sync::OnceLock;
 
 use serde::Serialize;
 
@@ -19,9 +20,15 @@ pub struct Machine {
     pub profile: &'static str,
 }
 
-/// The commit of this source tree, and whether it was changed since; `None` where git does not tell.
+/// The commit of this source tree, and whether it was changed since; `None` where git does not tell. As it was when this
+/// was first called: a long run calls it when it begins, because the tree may be another when it ends.
 #[must_use]
 pub fn commit() -> Option<String> {
+    static COMMIT: OnceLock<Option<String>> = OnceLock::new();
+    COMMIT.get_or_init(find_commit).clone()
+}
+
+fn find_commit() -> Option<String> {
     let git = |args: &[&str]| {
         let output = Command::new("git").arg("-C").arg(env!("CARGO_MANIFEST_DIR")).args(args).output().ok()?;
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::Context as _;
+use shared::clock::Clock;
 
 use super::contender::Contender;
 use super::faults::{Damage, FAIL_AFTER, SDK_RATE};
@@ -24,6 +25,8 @@ const SINK_BUSY: f64 = 0.8;
 pub struct Results {
     events: usize,
     is_quick: bool,
+    /// The machine, the program, and when the benchmark began.
+    context: String,
     /// Python and the peers' packages.
     python: Option<String>,
     /// Of the machine, when the benchmark began: 0 is idle.
@@ -41,9 +44,11 @@ impl Results {
     /// Of no runs yet.
     pub fn new(events: usize, is_quick: bool, python: Option<&Path>) -> Self {
         let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+        let now = jiff::Timestamp::from_millisecond(Clock::system().now()).unwrap_or_default();
         Self {
             events,
             is_quick,
+            context: format!("{}taken    {now:.0}\n", bench::context()),
             python: python.and_then(versions),
             load: load.split(' ').next().unwrap_or_default().to_owned(),
             speeds: Vec::new(),
@@ -88,7 +93,7 @@ impl Results {
     }
 
     fn context(&self) -> String {
-        let mut text = format!("```text\n{}", bench::context());
+        let mut text = format!("```text\n{}", self.context);
         let _ = writeln!(text, "python   {}", self.python.as_deref().unwrap_or("not installed"));
         let _ = writeln!(text, "load     {} when it began", self.load);
         let _ = writeln!(text, "command  {}", command_line());
@@ -168,12 +173,13 @@ impl Results {
             return String::new();
         }
         let mut text = format!(
-            "### {:.0} % of requests fail after they were accepted, and one SIGKILL\n\n{} The SDK alone is fed {SDK_RATE} events/s.\n\n",
+            "### {:.0} % of requests fail after they were accepted, and one SIGKILL\n\n{} The rows of the Python SDK are given {SDK_RATE} \
+             events/s; all others work off a backlog.\n\n",
             100.0 * FAIL_AFTER,
             medians(&self.damages),
         );
         text.push_str(
-            "| | runs | events | failed requests | lost | billed twice | copies that Amberflo recognised |\n",
+            "| | runs | events | failed requests | lost | billed twice | copies that the sandbox recognised |\n",
         );
         text.push_str("|---|--:|--:|--:|--:|--:|--:|\n");
         for (contender, runs) in &self.damages {
@@ -229,8 +235,11 @@ fn add<T>(all: &mut Vec<(Contender, Vec<T>)>, contender: Contender, run: T) {
 }
 
 fn medians<T>(all: &[(Contender, Vec<T>)]) -> String {
-    match all.iter().map(|(_, runs)| runs.len()).max() {
-        Some(runs @ 2..) => format!("Medians of {runs} runs in turns, and in parentheses the least and the most."),
+    let counts = || all.iter().map(|(_, runs)| runs.len());
+    let runs = counts().max().unwrap_or_default();
+    let up_to = if counts().all(|count| count == runs) { "" } else { "up to " };
+    match runs {
+        2.. => format!("Medians of {up_to}{runs} runs in turns, and in parentheses the least and the most."),
         _ => "One run each.".to_owned(),
     }
 }
