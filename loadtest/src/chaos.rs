@@ -50,6 +50,9 @@ use crate::report_dir;
 const TICK: Duration = Duration::from_millis(100);
 /// The emulator of Kinesis takes a time for a call that is as long as the call and as the shard.
 const CALL: usize = 10;
+/// The emulator of SQS takes the longer for a letter the more there are, until a pass over all of them takes longer than they
+/// stay hidden, and never comes to the last. So many entries have enough of them.
+const LETTERS_OF: f64 = 20_000.0;
 const INTERRUPTED: u8 = 130;
 /// Everything is kept in memory for the audit, about two kilobytes an event.
 const EVENTS_MAX: f64 = 1e6;
@@ -293,7 +296,11 @@ async fn play(
 
 async fn carry_out(arena: &mut Arena, steps: Vec<Step>, load: Load, origin: Instant) -> anyhow::Result<Outcome> {
     // Refusals of single records are rare, but a short run has some.
-    let mix = Mix { poison: 1.0 / 5_000.0, ..Mix::demo() };
+    let demo = Mix::demo();
+    let entries = load.duration.as_secs_f64() * f64::from(load.rate);
+    let share = if arena.name == ArenaName::Kinesis { (LETTERS_OF / entries).min(1.0) } else { 1.0 };
+    let (malformed, conflicts) = (share * demo.malformed, share * demo.conflicts);
+    let mix = Mix { poison: 1.0 / 5_000.0, malformed, conflicts, ..demo };
     let plane = Plane::start_on(arena.entrance().await?, mix, load, origin);
     let (stream, leases) = arena.store.open().await?;
     let seen = Seen {
