@@ -120,15 +120,16 @@ impl Chart {
             .light_line_style(WHITE)
             .label_style((FONT, 15).into_font().color(&INK))
             .draw()?;
+        let is_crowded = self.marks.len() > MOST_WORDED_MARKS;
         for (index, mark) in self.marks.iter().enumerate().filter(|(_, mark)| self.x_scale.has(mark.at)) {
             let line = [(mark.at, bottom), (mark.at, top)];
-            if self.marks.len() > MOST_WORDED_MARKS {
+            if is_crowded {
                 chart.draw_series(LineSeries::new(line, INK.mix(0.25).stroke_width(1)))?;
-                if index > 0 {
-                    continue;
-                }
             } else {
                 chart.draw_series(DashedLineSeries::new(line, 4, 3, INK.mix(0.6).stroke_width(1)))?;
+            }
+            if is_crowded && index > 0 {
+                continue;
             }
             // Neighbours at different heights, or their words would lie over each other.
             let style = TextStyle::from((FONT, 12).into_font()).color(&INK).pos(Pos::new(HPos::Left, VPos::Top));

@@ -19,8 +19,8 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 
+use crate::bench;
 use crate::bench_peers::lab::Lab;
-use crate::machine;
 use results::{Results, Taken};
 
 /// Measures how the worker's cost grows with its work, and writes charts and tables. Linux only.
@@ -98,35 +98,38 @@ pub async fn run(args: &GrowthArgs) -> anyhow::Result<()> {
         _ => Size::Full,
     };
     let wanted = |curve| args.only.is_empty() || args.only.contains(&curve);
-    // The report is written into this tree, which is then another.
-    let _ = machine::commit();
+    // Now: the report is written into this tree, which is then another.
+    let context = bench::context();
     let mut results = Results::read(&args.report)?;
     let lab = Lab::open().await?;
     if wanted(Curve::Tenants) {
-        results.tenants = Some(Taken::new(size, tenants::measure(&lab, size).await.context("tenants")?));
+        results.tenants = Some(Taken::new(&context, size, tenants::measure(&lab, size).await.context("tenants")?));
         results.write(&args.report)?;
     }
     if wanted(Curve::BatchSize) {
-        results.batch_size = Some(Taken::new(size, batch_size::measure(&lab, size).await.context("batch size")?));
+        results.batch_size =
+            Some(Taken::new(&context, size, batch_size::measure(&lab, size).await.context("batch size")?));
         results.write(&args.report)?;
     }
     if wanted(Curve::SinkLatency) {
-        results.sink_latency = Some(Taken::new(size, sink_latency::measure(&lab, size).await.context("sink latency")?));
+        results.sink_latency =
+            Some(Taken::new(&context, size, sink_latency::measure(&lab, size).await.context("sink latency")?));
         results.write(&args.report)?;
     }
     if wanted(Curve::DedupKeys) {
-        results.dedup_keys = Some(Taken::new(size, dedup_keys::measure(&lab, size).await.context("dedup keys")?));
+        results.dedup_keys =
+            Some(Taken::new(&context, size, dedup_keys::measure(&lab, size).await.context("dedup keys")?));
         results.write(&args.report)?;
     }
     if wanted(Curve::Shards) {
-        results.shards = Some(Taken::new(size, shards::measure(&lab, size).await.context("shards")?));
+        results.shards = Some(Taken::new(&context, size, shards::measure(&lab, size).await.context("shards")?));
         results.write(&args.report)?;
     }
     if wanted(Curve::Outage) {
-        results.outage = Some(Taken::new(size, outage::measure(&lab, size).await.context("outage")?));
+        results.outage = Some(Taken::new(&context, size, outage::measure(&lab, size).await.context("outage")?));
         results.write(&args.report)?;
         let live = live_outage::measure(&lab, size).await.context("outage of Amberflo")?;
-        results.live_outage = Some(Taken::new(size, live));
+        results.live_outage = Some(Taken::new(&context, size, live));
         results.write(&args.report)?;
     }
     eprintln!("written: {}", args.report.join("report.md").display());

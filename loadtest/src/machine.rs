@@ -1,9 +1,9 @@
 //! On what a result was measured.
 
 use std::process::Command;
-use std::sync::OnceLock;
 
 use serde::Serialize;
+use shared::clock::Clock;
 
 /// This machine, and what the program was built with.
 #[derive(Clone, Debug, Serialize)]
@@ -20,15 +20,10 @@ pub struct Machine {
     pub profile: &'static str,
 }
 
-/// The commit of this source tree, and whether it was changed since; `None` where git does not tell. As it was when this
-/// was first called: a long run calls it when it begins, because the tree may be another when it ends.
+/// The commit of this source tree, and whether it was changed since; `None` where git does not tell. A long run asks
+/// when it begins: the tree may be another when it ends.
 #[must_use]
 pub fn commit() -> Option<String> {
-    static COMMIT: OnceLock<Option<String>> = OnceLock::new();
-    COMMIT.get_or_init(find_commit).clone()
-}
-
-fn find_commit() -> Option<String> {
     let git = |args: &[&str]| {
         let output = Command::new("git").arg("-C").arg(env!("CARGO_MANIFEST_DIR")).args(args).output().ok()?;
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
@@ -36,6 +31,13 @@ fn find_commit() -> Option<String> {
     let commit = git(&["rev-parse", "HEAD"])?;
     let is_changed = !git(&["status", "--porcelain"])?.is_empty();
     Some(if is_changed { format!("{commit}, changed") } else { commit })
+}
+
+/// The time, to the second.
+#[must_use]
+pub fn now() -> String {
+    let now = jiff::Timestamp::from_millisecond(Clock::system().now()).unwrap_or_default();
+    format!("{now:.0}")
 }
 
 impl Machine {

@@ -123,15 +123,6 @@ pub struct Skipped {
     pub why: String,
 }
 
-/// Redrives every visible dead letter that was given up before `now`, except conflicts and unreadable payloads: see
-/// [`run`].
-///
-/// # Errors
-/// When the queue or the stream fails; what was done until then stays done.
-pub async fn all(dead_letters: &dyn DeadLetters, stream: &dyn Stream, now: UnixMillis) -> Result<Report, BackendError> {
-    run(dead_letters, stream, &Options::all(now)).await.map_err(|stopped| stopped.error)
-}
-
 /// Redrives the visible dead letters that `options` mean. A payload that is not in its letter is read from the stream
 /// again.
 ///

@@ -5,7 +5,6 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::Context as _;
-use shared::clock::Clock;
 
 use super::contender::Contender;
 use super::faults::{Damage, FAIL_AFTER, SDK_RATE};
@@ -14,6 +13,7 @@ use super::speed::Speed;
 use super::targets;
 use crate::bench;
 use crate::bench::measure::{grouped, median};
+use crate::machine;
 
 /// The region of a file that is rewritten lies between two of these lines.
 pub const MARK: &str = "<!-- bench-peers -->";
@@ -44,11 +44,10 @@ impl Results {
     /// Of no runs yet.
     pub fn new(events: usize, is_quick: bool, python: Option<&Path>) -> Self {
         let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-        let now = jiff::Timestamp::from_millisecond(Clock::system().now()).unwrap_or_default();
         Self {
             events,
             is_quick,
-            context: format!("{}taken    {now:.0}\n", bench::context()),
+            context: format!("{}taken    {}\n", bench::context(), machine::now()),
             python: python.and_then(versions),
             load: load.split(' ').next().unwrap_or_default().to_owned(),
             speeds: Vec::new(),

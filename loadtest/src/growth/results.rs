@@ -4,12 +4,11 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
-use shared::clock::Clock;
 
 use super::{Size, batch_size, dedup_keys, live_outage, outage, plan, shards, sink_latency, tenants};
-use crate::bench;
 use crate::bench::measure::grouped;
 use crate::bench_peers::report::command_line;
+use crate::machine;
 use crate::report_dir::ReportDir;
 
 /// The file in the report's directory.
@@ -36,9 +35,8 @@ pub struct Taken<P> {
 }
 
 impl<P> Taken<P> {
-    /// Just now, by this program.
-    pub fn new(size: Size, points: Vec<P>) -> Self {
-        let now = jiff::Timestamp::from_millisecond(Clock::system().now()).unwrap_or_default();
+    /// Just now, by this program on this machine.
+    pub fn new(machine: &str, size: Size, points: Vec<P>) -> Self {
         let rounds = size.rounds();
         let size = match size {
             Size::Full if rounds > 1 => format!("full: medians of {rounds} runs where a run takes seconds"),
@@ -46,9 +44,9 @@ impl<P> Taken<P> {
             Size::Quick => "quick: the figures mean little".to_owned(),
             Size::Tiny => "a test: the figures mean nothing".to_owned(),
         };
-        let (machine, command) = (bench::context(), command_line());
+        let (now, command) = (machine::now(), command_line());
         let version = env!("CARGO_PKG_VERSION");
-        let context = format!("{machine}worker   {version}\nsize     {size}\ntaken    {now:.0}\ncommand  {command}\n");
+        let context = format!("{machine}worker   {version}\nsize     {size}\ntaken    {now}\ncommand  {command}\n");
         Self { context, points }
     }
 

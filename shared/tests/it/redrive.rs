@@ -14,7 +14,7 @@ use shared::backend::{
 };
 use shared::clock::Clock;
 use shared::dead_letter::{DeadLetter, Omitted, Payload, sha256};
-use shared::redrive::{self, Totals};
+use shared::redrive::{self, Options, Totals};
 
 use crate::contract::{letter, read_shard};
 
@@ -58,7 +58,7 @@ async fn an_omitted_payload_is_read_from_the_stream_and_redriven_byte_for_byte()
     let original = records(&store).await;
     store.send(&[without_payload(1, &original[1])]).await.unwrap();
 
-    let report = redrive::all(&store, &store, NOW).await.unwrap();
+    let report = redrive::run(&store, &store, &Options::all(NOW)).await.unwrap();
     assert_eq!(report.totals, Totals { redriven: 1, ..Totals::default() });
     assert_eq!(store.depth().await.unwrap(), 0);
     let redriven = records(&store).await.pop().unwrap();
@@ -88,7 +88,7 @@ async fn a_forgotten_payload_stays_and_is_counted_and_the_others_go() {
     store.send(&left).await.unwrap();
     store.send(&[with_payload(7)]).await.unwrap();
 
-    let report = redrive::all(&store, &store, NOW).await.unwrap();
+    let report = redrive::run(&store, &store, &Options::all(NOW)).await.unwrap();
     assert_eq!(report.totals, Totals { redriven: 1, forgotten: 5, ..Totals::default() });
     let stay: Vec<_> = store.peek_dead_letters(0, 100).await.unwrap().into_iter().map(|(_, letter)| letter).collect();
     assert_eq!(stay, left, "as they were");
@@ -144,7 +144,7 @@ async fn an_empty_answer_is_not_the_end_and_letters_that_come_again_count_once()
     let (store, queue) = (store(), Forgetful { letters: Mutex::default(), calls: Mutex::default() });
     let conflict = |n| DeadLetter { reason: "conflict".to_owned(), ..with_payload(n) };
     queue.send(&[conflict(1), with_payload(2), conflict(3), with_payload(4), letter(5)]).await.unwrap();
-    let report = redrive::all(&queue, &store, NOW).await.unwrap();
+    let report = redrive::run(&queue, &store, &Options::all(NOW)).await.unwrap();
     assert_eq!(report.totals, Totals { redriven: 2, conflicts: 2, not_redrivable: 1, forgotten: 0 });
     assert_eq!(queue.depth().await.unwrap(), 3);
     assert_eq!(records(&store).await.len(), 2);
@@ -178,14 +178,14 @@ async fn one_record_too_large_for_the_stream_does_not_keep_the_others_from_it() 
     let large = DeadLetter { payload: Payload::Stored(long), ..with_payload(2) };
     store.send(&[with_payload(1), large, with_payload(3)]).await.unwrap();
 
-    let report = redrive::all(&store, &Narrow(store.clone(), 1000), NOW).await.unwrap();
+    let report = redrive::run(&store, &Narrow(store.clone(), 1000), &Options::all(NOW)).await.unwrap();
     assert_eq!(report.totals, Totals { redriven: 2, not_redrivable: 1, ..Totals::default() });
     assert_eq!((store.depth().await.unwrap(), records(&store).await.len()), (1, 2));
 
     // Where it takes nothing at all, that is an error and not a property of the letters.
     let none = LocalStore::open_in_memory(LocalOptions { clock: Clock::system(), ..LocalOptions::default() }).unwrap();
     none.send(&[with_payload(1), with_payload(2)]).await.unwrap();
-    let error = redrive::all(&none, &Narrow(none.clone(), 0), NOW).await.unwrap_err();
+    let error = redrive::run(&none, &Narrow(none.clone(), 0), &Options::all(NOW)).await.unwrap_err().error;
     assert!(matches!(error, BackendError::Misconfigured(_)), "{error}");
     assert_eq!(none.depth().await.unwrap(), 2);
 }

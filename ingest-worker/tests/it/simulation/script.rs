@@ -393,7 +393,7 @@ impl Play {
     async fn redrive(&mut self) {
         let before = self.world.letters().await;
         self.world.truth.lock().unwrap().redriven_letters = before;
-        redrive::all(&self.world.store, &self.world.stream, self.clock.now()).await.unwrap();
+        redrive::run(&self.world.store, &self.world.stream, &redrive::Options::all(self.clock.now())).await.unwrap();
         // A letter redriven while Amberflo still refuses it comes back, and what was billed meanwhile stays billed.
         self.world.truth.lock().unwrap().had_restart = true;
     }

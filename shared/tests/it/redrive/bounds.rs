@@ -27,7 +27,7 @@ async fn letters_that_stay_are_visible_at_once_and_counted_by_reason() {
     let store = store();
     store.send(&[with_payload(1), conflict(2), letter(3), with_payload(4)]).await.unwrap();
     for round in 0..2 {
-        let report = redrive::all(&store, &store, NOW).await.unwrap();
+        let report = redrive::run(&store, &store, &Options::all(NOW)).await.unwrap();
         let redriven = if round == 0 { 2 } else { 0 };
         assert_eq!((report.totals.redriven, report.skipped, report.more), (redriven, 2, false));
         let skipped = Counts { redriven: 0, skipped: 1 };
@@ -36,7 +36,7 @@ async fn letters_that_stay_are_visible_at_once_and_counted_by_reason() {
         assert_eq!(examples, [("2", "conflict"), ("3", "not_json")]);
         assert!(report.examples[1].why.contains("why \"it\" failed"), "the parser's words of then");
     }
-    let form = serde_json::to_value(redrive::all(&store, &store, NOW).await.unwrap()).unwrap();
+    let form = serde_json::to_value(redrive::run(&store, &store, &Options::all(NOW)).await.unwrap()).unwrap();
     let members: Vec<_> = form.as_object().unwrap().keys().map(String::as_str).collect();
     let expected = ["byReason", "conflicts", "examples", "forgotten", "more", "notRedrivable", "redriven", "skipped"];
     assert_eq!(members, expected);

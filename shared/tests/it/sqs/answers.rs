@@ -242,7 +242,7 @@ async fn without_the_permission_to_release_a_redrive_still_works() {
     .await;
     let stream = LocalStore::open_in_memory(LocalOptions::default()).unwrap();
     let queue = open(&server).await;
-    let report = redrive::all(&queue, &stream, i64::MAX).await.unwrap();
+    let report = redrive::run(&queue, &stream, &redrive::Options::all(i64::MAX)).await.unwrap();
     assert_eq!((report.skipped, report.totals.conflicts), (2, 2));
     assert_eq!(server.calls("ChangeMessageVisibilityBatch").len(), 1);
 }
