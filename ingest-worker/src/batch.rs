@@ -24,9 +24,10 @@ use tokio::time::Instant;
 /// 1.56 for bodies 40 % smaller. The account is billed by events, not by bytes, so CPU time counts.
 const GZIP_LEVEL: Compression = Compression::new(1);
 
-/// The share of the linger that a record may have waited before it was read. On Kinesis, where a shard is read five times
-/// a second, that is the usual wait. Were more counted, a worker that catches up would send many small batches.
-pub const COUNTED_SHARE: u32 = 5;
+/// Of what a record has waited to be read, this fraction of the linger counts as lingered at most. With 1 s that is the
+/// usual wait on Kinesis, where a busy shard is read five times a second; a quiet one is read more rarely, and its records
+/// wait longer in all. Were more counted, a worker that catches up would send many small batches.
+pub const COUNTED_FRACTION: f64 = 0.2;
 
 /// How large a batch may grow and how long it may wait.
 #[derive(Clone, Copy, Debug)]
@@ -36,7 +37,7 @@ pub struct BatchLimits {
     /// Most bytes of a request body before compression.
     pub max_bytes: NonZeroUsize,
     /// How long the first record waits for company. What it has waited to be read counts, as far as
-    /// [`COUNTED_SHARE`] of it.
+    /// [`COUNTED_FRACTION`] of it.
     pub linger: Duration,
 }
 
@@ -236,7 +237,7 @@ impl Batcher {
         memory: &Arc<OwnedSemaphorePermit>,
     ) {
         if self.opened_at.is_none() {
-            let (now, counted) = (Instant::now(), age.min(self.limits.linger / COUNTED_SHARE));
+            let (now, counted) = (Instant::now(), age.min(self.limits.linger.mul_f64(COUNTED_FRACTION)));
             self.opened_at = now.checked_sub(counted).or(Some(now));
         }
         match &mut self.open.last {

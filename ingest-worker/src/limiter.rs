@@ -35,10 +35,11 @@ pub enum Outcome {
     Failed(Option<Duration>),
     /// The key or the address is wrong.
     Refused,
-    /// Amberflo took the key, but does not like this request.
+    /// Amberflo does not like what this request holds; most likely it has looked at the key before.
     Answered,
-    /// 403 to a request that may be the only one to meet it: it says nothing about the key.
-    Suspected,
+    /// It says nothing about the key: 403 to a request that may be the only one to meet it, or a refusal of a key that has
+    /// been replaced meanwhile.
+    Inconclusive,
 }
 
 /// The limits of one worker, shared by its shards.
@@ -86,7 +87,7 @@ impl Limiter {
             max_in_flight,
             account_rate: rate,
             state: Mutex::new(State {
-                rate: Rate::new(rate),
+                rate: Rate::new(rate, None),
                 share: 1.0,
                 shards: (1, 1),
                 concurrency: max_in_flight,
@@ -111,10 +112,9 @@ impl Limiter {
         let share = (owned_shards.max(1) as f64 / all_shards.max(1) as f64).min(1.0);
         let mut state = self.state();
         state.shards = (owned_shards, all_shards);
-        // A new rate starts with a request to spare: not at every scan.
         if state.share != share {
             state.share = share;
-            state.rate = Rate::new(self.account_rate * share);
+            state.rate = Rate::new(self.account_rate * share, state.rate.take());
             self.changed.notify_one();
         }
     }
@@ -164,11 +164,7 @@ impl Limiter {
 
     /// Lets a batch try at once whether the pause can end: the key has changed.
     pub fn probe_now(&self) {
-        let mut state = self.state();
-        if state.next_probe.is_some() {
-            state.next_probe = Some(Instant::now());
-        }
-        drop(state);
+        self.state().probe_at(Instant::now());
         self.changed.notify_one();
     }
 
@@ -176,6 +172,12 @@ impl Limiter {
     #[must_use]
     pub fn has_delivered_since(&self, then: Instant) -> bool {
         self.state().last_delivery_began.is_some_and(|began| began > then)
+    }
+
+    /// Whether a request that began so lately was delivered.
+    #[must_use]
+    pub fn has_delivered_within(&self, time: Duration) -> bool {
+        self.state().last_delivery_began.is_some_and(|began| began.elapsed() < time)
     }
 
     /// The present limit of requests in flight.
@@ -218,7 +220,7 @@ impl Limiter {
         match outcome {
             Outcome::Delivered => {
                 state.last_delivery_began = state.last_delivery_began.max(Some(began));
-                state.end_pause();
+                state.prove_key(began, now);
             }
             Outcome::SlowDown(wait) => {
                 cut(&mut state, CUT_ON_429, cause, now);
@@ -238,8 +240,8 @@ impl Limiter {
                 }
             }
             // Or each part of a batch that is searched for a bad record would have to wait for the next probe.
-            Outcome::Answered => state.end_pause(),
-            Outcome::Suspected => {}
+            Outcome::Answered => state.probe_at(now),
+            Outcome::Inconclusive => {}
         }
         metrics::gauge!("ingest_concurrency_limit").set(state.concurrency.floor());
         state.show_pause();
@@ -291,11 +293,22 @@ impl State {
         metrics::gauge!("ingest_paused").set(f64::from(u8::from(self.next_probe.is_some())));
     }
 
-    /// The key and the address are right.
-    fn end_pause(&mut self) {
+    /// A request that began at `began` was delivered: key and address were right then.
+    fn prove_key(&mut self, began: Instant, now: Instant) {
+        if self.paused.as_ref().is_some_and(|(since, _)| began < *since) {
+            // They may have been changed since. One request finds out.
+            return self.probe_at(now);
+        }
         self.paused = None;
         if self.next_probe.take().is_some() {
             tracing::info!("Amberflo accepts requests again");
+        }
+    }
+
+    /// If there is a pause, one request may try then whether it can end.
+    fn probe_at(&mut self, at: Instant) {
+        if let Some(probe) = &mut self.next_probe {
+            *probe = at;
         }
     }
 

@@ -48,8 +48,14 @@ pub async fn dead_letters(settings: &Settings, command: DeadLettersCommand) -> a
         DeadLettersCommand::Redrive { reason } => {
             let filter = Filter { reasons: reason.map(|reason| HashSet::from([reason])), ..Filter::default() };
             let options = redrive::Options { filter, ..redrive::Options::all(Clock::system().now()) };
-            let report = redrive::run(&*queue, &*backends.stream, &options).await.map_err(|stopped| stopped.error)?;
+            let (report, failure) = match redrive::run(&*queue, &*backends.stream, &options).await {
+                Ok(report) => (report, None),
+                Err(stopped) => (*stopped.done, Some(stopped.error)),
+            };
             print(serde_json::to_string(&report)?)?;
+            if let Some(error) = failure {
+                return Err(error.into());
+            }
             tell_of_hidden(&*queue, report.skipped + report.others).await?;
         }
     }

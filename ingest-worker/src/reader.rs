@@ -156,9 +156,11 @@ impl Ahead {
     fn learn(&mut self, page: &Page, buffer: &Buffer) {
         let bytes: usize = page.records.iter().map(|record| record.data.len()).sum();
         self.since_tip = self.since_tip.saturating_add(bytes);
-        self.page_bytes = buffer.page_bytes;
+        let before = mem::replace(&mut self.page_bytes, buffer.page_bytes);
         if page.millis_behind_latest == 0 {
-            self.page_bytes = mem::take(&mut self.since_tip).saturating_mul(2).clamp(MIN_PAGE_BYTES, buffer.page_bytes);
+            // One read that finds nothing does not make a shard idle.
+            let much = mem::take(&mut self.since_tip).saturating_mul(2).max(before / 2);
+            self.page_bytes = much.clamp(MIN_PAGE_BYTES, buffer.page_bytes);
         }
     }
 }

@@ -22,7 +22,7 @@ use tracing::{Instrument as _, Span};
 use crate::backoff::Backoff;
 use crate::batch::Batch;
 use crate::context::ShardContext;
-use crate::limiter::{Outcome, Permit};
+use crate::limiter::{Limiter, Outcome, Permit};
 use crate::metrics::LETTER_STORE_FAILURES;
 use crate::spans;
 
@@ -30,8 +30,11 @@ use crate::spans;
 const UNCONFIRMED_AFTER: Duration = Duration::from_secs(30 * 60);
 /// How often a part of such a batch must fail before it is split further.
 const UNCONFIRMED_ATTEMPTS: u32 = 3;
-/// How long a part may be refused with 403 alone before that counts as everybody's problem again.
-const SUSPECT_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a record must be answered 403 while others are delivered until it is to blame: some of Amberflo's servers may
+/// know a new key before others.
+const FORBIDDEN_AFTER: Duration = Duration::from_secs(30);
+/// Without a delivery for so long, 403 is everybody's problem again.
+const SUSPECT_PATIENCE: Duration = Duration::from_secs(60);
 
 static FAILING: Trouble = Trouble::new();
 /// Of all batches, since the last line about failures: what one that hangs has met must not be hidden behind others.
@@ -93,7 +96,7 @@ struct Parcel {
     why: Option<String>,
     first_failure: Option<Instant>,
     last_failure: Option<Instant>,
-    first_refusal: Option<Instant>,
+    last_refusal: Option<Instant>,
 }
 
 /// What a batch did while others were delivered.
@@ -101,8 +104,18 @@ struct Parcel {
 enum Suspicion {
     /// It met 5xx, timeouts or broken connections for a long time.
     Failing,
-    /// It was answered 403.
-    Forbidden,
+    /// It has been answered 403, since then.
+    Forbidden(Instant),
+}
+
+/// Whose fault a refusal is.
+enum Blame {
+    /// The key's, or the address's: everybody would meet it.
+    Key,
+    /// That of some record in the parcel.
+    Parcel,
+    /// That will show.
+    Unclear,
 }
 
 impl Parcel {
@@ -200,6 +213,10 @@ async fn next_step(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError, 
             permit.report_because(Outcome::Failed(wait), &answered(error));
             on_failure(shard, parcel, error).await
         }
+        Decision::Pause if error.key_was_replaced => {
+            permit.report(Outcome::Inconclusive);
+            Next::Again
+        }
         Decision::Pause => on_refusal(shard, parcel, error, permit).await,
     }
 }
@@ -235,24 +252,52 @@ async fn on_failure(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError)
 
 /// The key or the address is wrong; or, with 403, this parcel alone is not wanted.
 async fn on_refusal(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError, permit: Permit) -> Next {
-    if error.status == Some(StatusCode::FORBIDDEN) {
-        let since = *parcel.first_refusal.get_or_insert_with(Instant::now);
-        if shard.limiter.has_delivered_since(since) {
-            permit.report(Outcome::Suspected);
-            return Next::Divide(Reason::Rejected, Some(Suspicion::Forbidden));
+    let blame =
+        if error.status == Some(StatusCode::FORBIDDEN) { blame_for_403(&shard.limiter, parcel) } else { Blame::Key };
+    match blame {
+        Blame::Key => {
+            if let Some(omitted) = REFUSED.again() {
+                tracing::error!(shard = %shard.id, %error, omitted, "Amberflo refuses us; nothing is lost, nothing is sent");
+            }
+            permit.report_because(Outcome::Refused, &answered(error));
+            shard.fence.guard(shard.keys.refresh()).await;
+            Next::Again
         }
-        if parcel.suspicion == Some(Suspicion::Forbidden) && since.elapsed() < SUSPECT_PATIENCE {
-            permit.report(Outcome::Suspected);
+        Blame::Parcel => {
+            permit.report(Outcome::Inconclusive);
+            Next::Divide(Reason::Rejected, parcel.suspicion)
+        }
+        Blame::Unclear => {
+            permit.report(Outcome::Inconclusive);
+            shard.fence.guard(shard.keys.refresh()).await;
             shard.waiting_for_evidence(sleep(parcel.backoff.next_delay())).await;
-            return Next::Again;
+            Next::Again
         }
     }
-    if let Some(omitted) = REFUSED.again() {
-        tracing::error!(shard = %shard.id, %error, omitted, "Amberflo refuses us; nothing is lost, nothing is sent");
+}
+
+fn blame_for_403(limiter: &Limiter, parcel: &mut Parcel) -> Blame {
+    let now = Instant::now();
+    let previous = parcel.last_refusal.replace(now).unwrap_or(now);
+    // Between this refusal and the one before, another was delivered: it is not the key, not now.
+    let is_alone = limiter.has_delivered_since(previous);
+    let since = match parcel.suspicion {
+        Some(Suspicion::Forbidden(since)) => since,
+        _ if is_alone => now,
+        _ => return Blame::Key,
+    };
+    parcel.suspicion = Some(Suspicion::Forbidden(since));
+    let is_to_blame = match parcel.items.len() {
+        1 => now - since >= FORBIDDEN_AFTER && limiter.has_delivered_since(since),
+        _ => is_alone,
+    };
+    if !limiter.has_delivered_within(SUSPECT_PATIENCE) {
+        Blame::Key
+    } else if is_to_blame {
+        Blame::Parcel
+    } else {
+        Blame::Unclear
     }
-    permit.report_because(Outcome::Refused, &answered(error));
-    shard.fence.guard(shard.keys.refresh()).await;
-    Next::Again
 }
 
 /// What was answered, or happened instead.

@@ -82,6 +82,8 @@ pub struct ApiError {
     pub decision: Decision,
     /// Whether the answer did not come in time: what was asked for may be done all the same.
     pub timed_out: bool,
+    /// Whether the key that was sent has been replaced meanwhile: an answer that blames the key blames the old one.
+    pub key_was_replaced: bool,
 }
 
 impl fmt::Display for ApiError {
@@ -138,10 +140,9 @@ impl Client {
             answer: format!("invalid URL: {error}"),
             decision: Decision::Pause,
             timed_out: false,
+            key_was_replaced: false,
         })?;
-        let key = self.key.borrow().header();
         let headers = request.headers_mut();
-        headers.insert(API_KEY, key);
         headers.insert(CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
         Ok(request)
     }
@@ -152,6 +153,8 @@ impl Client {
         mut request: Request<Bytes>,
     ) -> Result<Response<Bytes>, ApiError> {
         let span = span(operation, &request);
+        let key = self.key.borrow().clone();
+        request.headers_mut().insert(API_KEY, key.header());
         // A header only: the body is the same bytes at every attempt.
         traces::inject(&span, request.headers_mut());
         let started = Instant::now();
@@ -166,8 +169,9 @@ impl Client {
                 TransportError::Timeout(_) | TransportError::Connect(_) => Decision::Backoff(None),
             },
             timed_out: matches!(error, TransportError::Timeout(_)),
+            key_was_replaced: false,
         })?;
-        if let Some(redacted) = self.key.borrow().redacted(answer.body()) {
+        if let Some(redacted) = key.redacted(answer.body()) {
             *answer.body_mut() = redacted;
         }
         let decision = match decide(&answer, self.clock) {
@@ -178,7 +182,14 @@ impl Client {
         // It goes into logs, where a line break would begin another line.
         let printable = text.chars().map(|c| if c.is_control() { ' ' } else { c });
         let answer_text = printable.take(EXCERPT_CHARS).collect();
-        Err(ApiError { status: Some(answer.status()), answer: answer_text, decision, timed_out: false })
+        let key_was_replaced = *self.key.borrow() != key;
+        Err(ApiError {
+            status: Some(answer.status()),
+            answer: answer_text,
+            decision,
+            timed_out: false,
+            key_was_replaced,
+        })
     }
 }
 

@@ -17,9 +17,9 @@ use crate::backend::BackendError;
 use crate::service::Trouble;
 pub use secrets_manager::Secret;
 
-/// After an answer that blames the key, it is read again at most this often. A little less than the 30 s between the
-/// probes of a worker that is paused, so that each probe that is refused reads it, and not every second one.
-pub const MIN_REFRESH_INTERVAL: Duration = Duration::from_secs(29);
+/// After an answer that blames the key, it is read again at most this often. Well below the 30 s between the probes of a
+/// worker that is paused: each probe that is refused reads it, whether its answer took long or not.
+pub const MIN_REFRESH_INTERVAL: Duration = Duration::from_secs(15);
 
 /// A shorter key is no secret, and may be a part of any word.
 const MIN_REDACTED_BYTES: usize = 8;
@@ -146,8 +146,9 @@ impl ApiKeys {
         if last.is_some_and(|last| last.elapsed() < MIN_REFRESH_INTERVAL) {
             return;
         }
-        *last = Some(Instant::now());
         self.reload().await;
+        // Afterwards: a call that is dropped half way has read nothing.
+        *last = Some(Instant::now());
     }
 
     /// Reads the key again every `interval`, for ever.

@@ -22,18 +22,27 @@ pub struct Rate {
     period: Duration,
     /// When the request that waits at the head may be sent.
     due: Option<Instant>,
+    /// For when the last one was planned.
+    last: Option<Instant>,
 }
 
 impl Rate {
-    /// `None` for no limit.
-    pub fn new(per_second: f64) -> Option<Self> {
+    /// A rate that follows `previous`, whose last request counts; `None` for no limit.
+    pub fn new(per_second: f64, previous: Option<Self>) -> Option<Self> {
         if per_second <= 0.0 {
             return None;
         }
         let period = Duration::from_secs_f64(1.0 / per_second);
         let (quota, clock) = (Quota::with_period(period)?.allow_burst(NonZeroU32::MIN), PlannedClock::default());
         let limiter = RateLimiter::direct_with_clock(quota, clock.clone());
-        Some(Self { limiter, clock, started: Instant::now(), period, due: None })
+        let last = previous.and_then(|previous| previous.last);
+        let started = last.unwrap_or_else(Instant::now);
+        let mut rate = Self { limiter, clock, started, period, due: None, last };
+        if let Some(last) = last {
+            // It has one to give at its start: that request.
+            let _ = rate.check(last);
+        }
+        Some(rate)
     }
 
     /// Takes a cell, or says when there will be one.
@@ -46,10 +55,13 @@ impl Rate {
         let planned = self.due.take().filter(|due| *due <= now && now - *due <= slack).unwrap_or(now);
         let planned = planned - self.started;
         self.clock.set(planned);
-        self.limiter.check().map_err(|until| {
-            let due = self.started + planned + until.wait_time_from(planned);
-            *self.due.insert(due)
-        })
+        match self.limiter.check() {
+            Ok(()) => {
+                self.last = Some(self.started + planned);
+                Ok(())
+            }
+            Err(until) => Err(*self.due.insert(self.started + planned + until.wait_time_from(planned))),
+        }
     }
 }
 

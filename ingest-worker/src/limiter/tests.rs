@@ -45,10 +45,27 @@ async fn late_timers_take_nothing_of_the_rate_and_give_nothing_to_it() {
             let within = sent[index..].iter().take_while(|at| **at - *start <= Duration::from_secs(1)).count();
             assert!(within <= rate as usize + 1, "{within} requests in one second at {rate} a second");
         }
-        // What was not asked for is not made up for.
+        // What was not asked for is not made up for, nor what a waiter that has gone was promised.
+        assert!(is_blocked(&limiter).await);
         advance(Duration::from_secs(60)).await;
         drop(permit(&limiter).await);
         assert!(is_blocked(&limiter).await, "{rate} a second: two at once");
+    }
+}
+
+/// Or each scan during a rebalancing would send one request more.
+#[tokio::test(start_paused = true)]
+async fn a_new_share_gives_nothing_for_nothing() {
+    let limiter = limiter(100, 10.0);
+    drop(permit(&limiter).await);
+    for (owned, wait) in [(3, 133), (4, 100), (1, 400)] {
+        let sent = Instant::now();
+        for owned in [2, 1, owned] {
+            limiter.set_share(owned, 4);
+        }
+        drop(permit(&limiter).await);
+        let waited = sent.elapsed().as_millis();
+        assert!((wait..=wait + 2).contains(&waited), "{owned} of 4 shards: {waited} ms after the last request");
     }
 }
 
@@ -130,17 +147,37 @@ async fn a_pause_lets_one_probe_through_at_a_time_until_one_succeeds() {
     assert!(!is_blocked(&limiter).await);
 }
 
-/// Whoever is refused for what is sent was not refused for the key.
+/// Whoever is refused for what is sent was most likely not refused for the key: the next may try at once.
 #[tokio::test(start_paused = true)]
-async fn a_probe_whose_records_are_refused_ends_the_pause() {
+async fn after_a_probe_whose_records_are_refused_comes_the_next() {
     let limiter = limiter(8, 0.0);
     permit(&limiter).await.report(Outcome::Refused);
-    for outcome in [Outcome::Suspected, Outcome::Failed(None), Outcome::SlowDown(None)] {
+    for outcome in [Outcome::Inconclusive, Outcome::Failed(None), Outcome::SlowDown(None)] {
         permit(&limiter).await.report(outcome);
-        assert!(limiter.is_paused(), "{outcome:?}");
+        assert!(is_blocked(&limiter).await, "{outcome:?}");
     }
     permit(&limiter).await.report(Outcome::Answered);
+    for _ in 0..3 {
+        let probe = permit(&limiter).await;
+        assert!(is_blocked(&limiter).await, "one at a time");
+        probe.report(Outcome::Answered);
+    }
+    permit(&limiter).await.report(Outcome::Delivered);
     assert!(!limiter.is_paused() && !is_blocked(&limiter).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_delivery_from_before_a_pause_lets_one_try() {
+    let limiter = limiter(8, 0.0);
+    let early = permit(&limiter).await;
+    advance(Duration::from_secs(1)).await;
+    permit(&limiter).await.report(Outcome::Refused);
+    early.report(Outcome::Delivered);
+    assert!(limiter.is_paused());
+    let probe = permit(&limiter).await;
+    assert!(is_blocked(&limiter).await, "one probe only");
+    probe.report(Outcome::Delivered);
+    assert!(!limiter.is_paused());
 }
 
 #[tokio::test(start_paused = true)]

@@ -171,10 +171,14 @@ fn at_the_tip_a_page_has_room_for_twice_what_came_last() {
         ahead.learn(&Page { records: vec![record], millis_behind_latest, is_end: false }, &buffer);
         ahead.page_bytes
     };
-    assert_eq!(after(200_000, 0), 400_000);
+    assert_eq!(after(300_000, 0), 600_000);
     assert_eq!(after(150_000, 0), 300_000);
     assert_eq!(after(300_000, 50), MAX_PAGE_BYTES, "more is there");
     assert_eq!(after(50_000, 0), 700_000, "both pages came since the tip");
     assert_eq!(after(900_000, 0), MAX_PAGE_BYTES);
+    assert_eq!(after(2, 0), MAX_PAGE_BYTES / 2, "one read that finds little makes no idle shard");
+    for _ in 0..5 {
+        after(2, 0);
+    }
     assert_eq!(after(2, 0), MIN_PAGE_BYTES);
 }

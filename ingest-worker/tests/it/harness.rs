@@ -251,6 +251,7 @@ pub enum Verdict {
 #[derive(Clone)]
 pub struct Sent {
     pub at: Instant,
+    pub key: String,
     pub gzipped: Bytes,
 }
 
@@ -305,7 +306,8 @@ pub fn answer(status: u16, headers: &[(&str, &str)], body: &'static str) -> Resp
 #[async_trait]
 impl Transport for Wire {
     async fn exchange(&self, request: Request<Bytes>) -> Result<Response<Bytes>, TransportError> {
-        let sent = Sent { at: Instant::now(), gzipped: request.body().clone() };
+        let key = request.headers()["x-api-key"].to_str().unwrap().to_owned();
+        let sent = Sent { at: Instant::now(), key, gzipped: request.body().clone() };
         self.sent.lock().unwrap().push(sent.clone());
         let (takes, verdict) =
             self.script.lock().unwrap().as_ref().map_or((Duration::ZERO, Verdict::Pass), |script| script(&sent));

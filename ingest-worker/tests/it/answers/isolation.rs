@@ -195,6 +195,31 @@ async fn a_403_for_everyone_that_begins_beside_a_delivery_dead_letters_nothing()
     world.assert_billed_without_copies(16);
 }
 
+/// A key that has just been replaced may be known to some of Amberflo's servers before others.
+#[tokio::test(start_paused = true)]
+async fn a_403_now_and_then_while_others_succeed_dead_letters_nothing() {
+    let world = World::new(4);
+    let began = Instant::now();
+    let requests = AtomicU32::new(0);
+    world.wire.script(move |sent| {
+        let is_known = requests.fetch_add(1, Ordering::Relaxed).is_multiple_of(2);
+        let is_over = sent.at.duration_since(began) > 20 * SECOND;
+        let verdict = if is_known || is_over { Verdict::Pass } else { Verdict::Answer(answer(403, &[], "Forbidden")) };
+        (SECOND / 10, verdict)
+    });
+    let options = Options { batch_max_events: 1, ..Options::default() };
+    let _worker = world.start_with(options).await;
+    for second in 0..60 {
+        world.put((0..8).map(|n| usage(&format!("tenant-{n}"), second * 8 + n))).await;
+        sleep(SECOND).await;
+    }
+    world.settle_within(5 * MINUTE).await;
+    assert!(world.wire.sent().len() > 480 + 10, "{} requests", world.wire.sent().len());
+    let letters: Vec<_> = world.letters().await.into_iter().map(|letter| letter.detail).collect();
+    assert!(letters.is_empty(), "{letters:?}");
+    world.assert_billed_without_copies(480);
+}
+
 /// One batch that only ever meets 5xx, while others are delivered.
 #[tokio::test(start_paused = true)]
 async fn a_batch_that_fails_alone_for_half_an_hour_is_searched_for_its_culprit() {

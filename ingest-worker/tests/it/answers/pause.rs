@@ -1,6 +1,7 @@
 //! 401, 403, 404, redirects and web pages: the key or the address is wrong, so nothing is sent until it is mended.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use amberflo_sandbox::{Faults, Poison, Trigger};
@@ -127,6 +128,54 @@ async fn a_pause_survives_a_probe_that_fails_in_another_way() {
     world.wire.mend();
     world.settle_within(2 * MINUTE).await;
     world.assert_billed_without_copies(50);
+}
+
+/// Answers take longer now and then: a probe that is refused reads the key all the same, and not only every second one.
+#[tokio::test(start_paused = true)]
+async fn each_refused_probe_reads_the_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("key");
+    std::fs::write(&file, "old-key").unwrap();
+    let world = World::new(1);
+    let new_key = Some(BTreeSet::from(["new-key".to_owned()]));
+    world.set_faults(Faults { valid_keys: new_key, ..Faults::default() });
+    let attempts = AtomicU32::new(0);
+    world.wire.script(move |_| {
+        let is_slow = attempts.fetch_add(1, Ordering::Relaxed).is_multiple_of(2);
+        (if is_slow { 5 * SECOND } else { Duration::ZERO }, Verdict::Pass)
+    });
+    let _worker = world.start_with(Options { key: Source::File(file.clone()), ..Options::default() }).await;
+    world.put([usage("tenant", 1)]).await;
+    // Probes leave after 35, 65 and 95 s; the second is answered after 70.
+    sleep(80 * SECOND).await;
+    assert_eq!(world.answered(401), 3);
+    std::fs::write(&file, "new-key").unwrap();
+    world.settle_within(30 * SECOND).await;
+    assert_eq!(world.answered(401), 4);
+    world.assert_billed_without_copies(1);
+}
+
+/// What was sent with the old key may be refused after the new one is in use.
+#[tokio::test(start_paused = true)]
+async fn a_refusal_of_a_key_that_was_replaced_meanwhile_pauses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("key");
+    std::fs::write(&file, "old-key").unwrap();
+    let world = World::new(1);
+    let new_key = Some(BTreeSet::from(["new-key".to_owned()]));
+    world.set_faults(Faults { valid_keys: new_key, ..Faults::default() });
+    world.wire.script(|sent| match sent.key.as_str() {
+        "new-key" => (Duration::ZERO, Verdict::Pass),
+        _ => (10 * SECOND, Verdict::Answer(answer(401, &[], "Unauthorized"))),
+    });
+    let worker = world.start_with(Options { key: Source::File(file.clone()), ..Options::default() }).await;
+    world.put([usage("tenant", 1)]).await;
+    sleep(5 * SECOND).await;
+    std::fs::write(&file, "new-key").unwrap();
+    assert!(worker.common.keys.reload().await);
+    world.settle_within(10 * SECOND).await;
+    assert_eq!(world.wire.sent().len(), 2);
+    assert!(worker.ready.get() && !worker.common.limiter.is_paused());
 }
 
 /// The search for them takes many requests: they do not wait for a probe each.

@@ -288,6 +288,10 @@ fn read_page(
             arrived_at: row.get(1)?,
         });
     }
+    // A few small records must not hold, for as long as they wait, the room of a page.
+    if payloads.len() < payloads.capacity() / 2 {
+        payloads.shrink_to_fit();
+    }
     let mut payloads = Bytes::from(payloads);
     for (record, length) in page.records.iter_mut().zip(lengths) {
         record.data = payloads.split_to(length);
