@@ -44,7 +44,7 @@ pub struct BenchPeersArgs {
     /// Events of a speed run; the slow contenders get fewer.
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1000..=10_000_000))]
     events: u64,
-    /// How often each contender runs; with faults at most 3 times, and those of kcl-rs once.
+    /// How often each contender runs; with faults at most 5 times, and those of kcl-rs once.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=99))]
     rounds: u64,
     /// Only these contenders; may be given more than once.
@@ -101,7 +101,7 @@ impl BenchPeersArgs {
             return Sizes { events: 50_000, rounds: 1, latency: seconds(3), fault_rounds: 1, faults: 20_000 };
         }
         let (events, rounds) = (self.events as usize, self.rounds as usize);
-        let (fault_rounds, faults) = (rounds.min(3), events.min(100_000));
+        let (fault_rounds, faults) = (rounds.min(5), events.min(100_000));
         Sizes { events, rounds, latency: seconds(20), fault_rounds, faults }
     }
 
@@ -226,7 +226,7 @@ impl Bench {
         let rounds = |contender: Contender| if contender.is_kcl() { 1 } else { self.sizes.fault_rounds };
         let mut turns = Turns::new("faults", there, rounds);
         while let Some(turn) = turns.next() {
-            match faults::run(&self.lab, turn.contender, &events, stream.url()).await {
+            match faults::run(&self.lab, &turn, &events, stream.url()).await {
                 Ok(damage) => {
                     eprintln!("{} lost, {} doubled   {turn}", damage.lost, damage.doubled);
                     self.results.damage(turn.contender, damage);

@@ -103,7 +103,10 @@ pub struct ChaosArgs {
 pub async fn run(args: ChaosArgs) -> anyhow::Result<ExitCode> {
     let length = Duration::from_secs(60 * u64::from(args.minutes));
     let events: f64 = args.arenas().map(|arena| length.as_secs_f64() * f64::from(args.rate_of(arena))).sum();
-    ensure!(events <= EVENTS_MAX, "{events} events do not fit into memory: lower --minutes or --rate");
+    ensure!(
+        events <= EVENTS_MAX,
+        "{events} events do not fit into memory, {EVENTS_MAX} do: lower --minutes, --rate or --kinesis-rate"
+    );
     let mut steps = schedule::plan(args.seed, length);
     steps.retain(|step| args.arenas().any(|arena| arena == step.arena));
     if args.plan {
@@ -233,7 +236,7 @@ async fn play(
         }
     }
     let clock = clock.ok();
-    ensure!(!names.is_empty(), "nothing to run");
+    ensure!(!names.is_empty(), "no deployment is left to run: see above why");
     println!("{}\nlogs: {}", args.command(), dir.display());
     let mut arenas = Vec::new();
     for name in names {

@@ -39,7 +39,7 @@ pub struct PutArgs {
 pub async fn run(args: PutArgs) -> anyhow::Result<()> {
     anyhow::ensure!(args.rate > 0, "--rate: 0; allowed is a whole number from 1");
     let stream = EventStream::open(&args.stream, args.kinesis_endpoint_url.as_deref(), CALL_TIMEOUT).await;
-    let stream = stream.context("--stream")?;
+    let stream = stream.with_context(|| format!("--stream {}", args.stream))?;
     let run = fastrand::u64(..);
     let started = Instant::now();
     let mut put = 0;

@@ -14,6 +14,7 @@ use super::contender::Contender;
 use super::inputs::Events;
 use super::lab::{Job, Lab, Mode, Running};
 use super::process::has_ended;
+use super::turns::Turn;
 
 /// The share of requests that are accepted whole and answered 500, 502 or 503.
 pub const FAIL_AFTER: f64 = 0.05;
@@ -46,9 +47,11 @@ pub struct Damage {
     pub failed: u64,
 }
 
-/// Kills a contender when half of the events are billed, restarts it, and audits the sandbox's ledger at the end.
-pub async fn run(lab: &Lab, contender: Contender, events: &Events, kinesis: Option<&str>) -> anyhow::Result<Damage> {
-    let (sandbox, target, _server) = sandbox().await?;
+/// Kills a contender when half of the events are billed, restarts it, and audits the sandbox's ledger at the end. Other
+/// requests fail in each round.
+pub async fn run(lab: &Lab, turn: &Turn, events: &Events, kinesis: Option<&str>) -> anyhow::Result<Damage> {
+    let contender = turn.contender;
+    let (sandbox, target, _server) = sandbox(turn.round as u64).await?;
     let name = lab.fresh();
     let count = contender.share_of_faults(events.count);
     let rate = contender.is_sdk().then_some(SDK_RATE);
@@ -110,9 +113,9 @@ pub async fn run(lab: &Lab, contender: Contender, events: &Events, kinesis: Opti
     })
 }
 
-async fn sandbox() -> anyhow::Result<(Sandbox, SocketAddr, AbortOnDropHandle<std::io::Result<()>>)> {
+async fn sandbox(seed: u64) -> anyhow::Result<(Sandbox, SocketAddr, AbortOnDropHandle<std::io::Result<()>>)> {
     let sandbox = Sandbox::new(SandboxConfig::default());
-    let faults = Faults { fail_after: Trigger::rate(FAIL_AFTER), seed: 1, ..Faults::default() };
+    let faults = Faults { fail_after: Trigger::rate(FAIL_AFTER), seed, ..Faults::default() };
     sandbox.set_faults(faults)?;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     let address = listener.local_addr()?;

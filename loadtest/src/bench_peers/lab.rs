@@ -122,7 +122,8 @@ impl Lab {
         if contender.is_ours() {
             if contender.reads_kinesis() {
                 let fleet = self.fleet.as_ref().map_err(|reason| anyhow::anyhow!("{reason}"))?;
-                let kinesis = job.kinesis.context("a stream")?;
+                let kinesis =
+                    job.kinesis.with_context(|| format!("{contender:?} needs a stream, and there is none"))?;
                 let place = Place { kinesis, dynamodb: &fleet.moto.url, stream: name };
                 return Ok(Launch::Service(fleet.settings(place, job.target, settings)?));
             }
@@ -174,13 +175,17 @@ impl Lab {
             }
             return Ok((std::env::current_exe()?, args));
         }
-        let (script, own) = contender.script().context("a script")?;
+        let (script, own) = contender.script().with_context(|| format!("{contender:?} has no script"))?;
         let mut args = vec![path(&scripts().join(script)), "--url".to_owned(), url];
         args.extend(own.iter().map(|arg| (*arg).to_owned()));
         if contender.reads_kinesis() {
             args.extend(["--stream", name, "--application", &format!("app-{name}")].map(str::to_owned));
         } else {
-            let input = if contender.is_sdk() { job.events.parsed.as_ref().context("parsed events")? } else { events };
+            let input = if contender.is_sdk() {
+                job.events.parsed.as_ref().context("the SDK's events have not been parsed")?
+            } else {
+                events
+            };
             args.extend(["--input".to_owned(), path(input), "--limit".to_owned(), limit.to_string()]);
             if let Mode::Rate(rate) | Mode::Resumable { rate: Some(rate), .. } = job.mode {
                 args.extend(["--rate".to_owned(), rate.to_string()]);

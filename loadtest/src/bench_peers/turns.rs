@@ -16,7 +16,8 @@ pub struct Turn {
     /// Whose it is.
     pub contender: Contender,
     part: &'static str,
-    round: usize,
+    /// From 1.
+    pub round: usize,
     rounds: usize,
 }
 

@@ -46,8 +46,9 @@ fn within(dir: &Path) -> Command {
 /// # Errors
 /// When that fails otherwise than by the disk being full.
 pub fn fill(disk: &Path) -> anyhow::Result<()> {
-    let file = File::options().create(true).append(true).open(disk.join(BALLAST));
-    let mut file = file.context("the ballast")?;
+    let path = disk.join(BALLAST);
+    let file = File::options().create(true).append(true).open(&path);
+    let mut file = file.with_context(|| path.display().to_string())?;
     let mut chunk = CHUNK;
     let zeros = vec![0; CHUNK];
     while chunk > 0 {
@@ -55,7 +56,7 @@ pub fn fill(disk: &Path) -> anyhow::Result<()> {
             Ok(()) => {}
             // What is left is less than a chunk.
             Err(error) if error.kind() == io::ErrorKind::StorageFull => chunk /= 2,
-            Err(error) => return Err(error).context("the ballast"),
+            Err(error) => return Err(error).with_context(|| path.display().to_string()),
         }
     }
     Ok(())
@@ -66,5 +67,6 @@ pub fn fill(disk: &Path) -> anyhow::Result<()> {
 /// # Errors
 /// When that fails.
 pub fn empty(disk: &Path) -> anyhow::Result<()> {
-    std::fs::remove_file(disk.join(BALLAST)).context("the ballast")
+    let path = disk.join(BALLAST);
+    std::fs::remove_file(&path).with_context(|| path.display().to_string())
 }

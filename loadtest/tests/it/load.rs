@@ -217,6 +217,9 @@ async fn a_target_that_never_answers_slows_no_arrival() {
     let run = Ended::of(&mut command).await;
     assert_eq!((run.code, run.number("acknowledged")), (Some(1), 0), "{}", run.said);
     assert_eq!((run.number("arrived"), run.number("given_up")), (400, 400), "{}", run.said);
+    // As many in each second as were asked for.
+    let arrived = |second: usize| run.json["seconds"][second]["arrived"].as_u64().unwrap();
+    assert!((0..2).all(|second| (150..=250).contains(&arrived(second))), "{}", run.json["seconds"]);
     // Events waited for at least as long as anybody was patient, though no call took that long.
     assert!(run.json["latency"]["p50_ms"].as_f64().unwrap() >= 1000.0, "{}", run.said);
     assert!(run.said.contains("POST /ingest: timeout"), "{}", run.said);
