@@ -36,6 +36,8 @@ bugs=(
     no_fence_after_a_pause
     redrive_changes_one_byte
     suspicion_after_one_failure
+    blame_after_one_403
+    pause_for_a_replaced_key
     no_tails_of_parents
     ended_before_settled
     child_before_its_parents
@@ -117,6 +119,19 @@ bug_suspicion_after_one_failure() { # a batch that was divided for another reaso
     plant ingest-worker/src/submit.rs \
         'let suspicion = suspicion.or(parcel.suspicion);' \
         'let suspicion = suspicion.or(parcel.suspicion).or(parcel.first_failure.map(|_| Suspicion::Failing));'
+}
+bug_blame_after_one_403() { # though other servers of Amberflo may not know a new key yet
+    plant ingest-worker/src/submit.rs \
+        '1 => now - since >= FORBIDDEN_AFTER && limiter' \
+        '1 => limiter'
+    plant ingest-worker/src/submit.rs \
+        'limiter.has_delivered_since(since),' \
+        'is_alone,'
+}
+bug_pause_for_a_replaced_key() {
+    plant ingest-worker/src/submit.rs \
+        'Decision::Pause if error.key_was_replaced => {' \
+        'Decision::Pause if false => {'
 }
 bug_no_tails_of_parents() { # a child begins with an empty window
     plant ingest-worker/src/lineage.rs \
