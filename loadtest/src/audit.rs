@@ -4,22 +4,24 @@
 //! event and by the total of each customer and meter, and the two are kept independent: the totals are the sandbox's.
 
 mod bills;
+mod findings;
 mod letters;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
-use amberflo_sandbox::{DoubleBilled, LedgerSnapshot, Sandbox, StoredRecord, Total};
+use amberflo_sandbox::{DoubleBilled, LedgerSnapshot, Sandbox, StoredRecord};
 use serde::Serialize;
 use shared::dead_letter::DeadLetter;
 use shared::reason::Reason;
 
 use crate::truth::{Truth, ValidEvent};
-use bills::{Expected, Line};
-use letters::Letters;
+pub use bills::{MeterLine, TenantLine};
+pub use findings::{Differences, PerKind};
 
-/// So many findings are told in words; all are counted.
-const FINDINGS_MAX: usize = 20;
+use bills::{Expected, Line};
+use findings::{Found, Kind};
+use letters::{Letters, names};
 
 /// What Amberflo billed, in three views that must agree.
 #[derive(Debug, Default)]
@@ -102,8 +104,10 @@ pub struct Audit {
     pub unexpected: u64,
     /// Bills below what was used, without an event that would explain it.
     pub underbilled: u64,
-    /// Events billed later than the bound, where one was given.
+    /// Events billed later than the bound.
     pub late: u64,
+    /// Whether there was a bound, and times to judge by: else nothing is said of late events.
+    pub late_judged: bool,
     /// Events that were made and never acknowledged: billed or not, both is right.
     pub unacknowledged: u64,
     /// Events that could only be judged by totals.
@@ -117,41 +121,11 @@ pub struct Audit {
     /// By tenant and meter, in order of name.
     #[serde(skip)]
     pub lines: Vec<TenantLine>,
-    /// The first failures in words.
+    /// The first failures of each kind in words, lost and double-billed events before others, and how many more there
+    /// are of it.
     pub findings: Vec<String>,
-}
-
-/// The reconciliation of one tenant's use of one meter.
-#[derive(Debug, Serialize)]
-pub struct TenantLine {
-    /// `tenantId`
-    pub tenant: String,
-    /// The counts and totals.
-    #[serde(flatten)]
-    pub line: MeterLine,
-    /// Valid events that are neither billed nor in the dead letters.
-    pub lost: u64,
-    /// Whether anything is wrong with it.
-    pub is_sound: bool,
-}
-
-/// One meter's reconciliation.
-#[derive(Debug, Default, Serialize)]
-pub struct MeterLine {
-    /// `meterApiName`
-    pub meter: String,
-    /// Entries with a valid form.
-    pub emitted: u64,
-    /// Events.
-    pub unique_valid: u64,
-    /// Events billed.
-    pub delivered: u64,
-    /// Events that Amberflo refused, now in the dead letters.
-    pub refused: u64,
-    /// What must be billed.
-    pub expected: Total,
-    /// What is billed.
-    pub billed: Total,
+    #[serde(skip)]
+    found: Found,
 }
 
 impl Audit {
@@ -164,13 +138,16 @@ impl Audit {
     /// Compares what belongs to the scope.
     #[must_use]
     pub fn within(scope: &Scope, truth: &Truth, bill: &Bill, letters: &[DeadLetter]) -> Self {
-        let mut audit = Self::default();
+        let mut audit = Self { late_judged: scope.late_after.is_some(), ..Self::default() };
         let letters = Letters::read(letters, scope, &mut audit);
         audit.malformed_events(truth, &letters);
         let expected = audit.valid_events(scope, truth, bill, &letters);
-        audit.bills(expected, bill);
         audit.unexpected_letters(truth, &letters);
-        audit
+        audit.bills(expected, bill);
+        let Differences { lost, double_billed, late, misbilled, underbilled, missing_dead_letters, unexpected } =
+            audit.found.all;
+        let findings = audit.found.words();
+        Self { lost, double_billed, late, misbilled, underbilled, missing_dead_letters, unexpected, findings, ..audit }
     }
 
     /// Whether every promise was kept.
@@ -183,12 +160,6 @@ impl Audit {
         failures.iter().chain(&more).sum::<u64>() == 0
     }
 
-    fn find(&mut self, finding: String) {
-        if self.findings.len() < FINDINGS_MAX {
-            self.findings.push(finding);
-        }
-    }
-
     fn malformed_events(&mut self, truth: &Truth, letters: &Letters) {
         for event in &truth.malformed {
             if event.acknowledged == 0 {
@@ -199,8 +170,9 @@ impl Audit {
             self.malformed += 1;
             self.duplicates += event.acknowledged - 1;
             if !letters.has(&event.detail, event.reason) {
-                self.missing_dead_letters += 1;
-                self.find(format!("malformed event not dead-lettered as {}: {}", event.reason, event.detail));
+                let (tenant, meter) = names(&event.detail);
+                let text = format!("malformed event not dead-lettered as {}: {}", event.reason, event.detail);
+                self.found.add(Kind::Missing, (&tenant, &meter), text);
             }
         }
     }
@@ -219,17 +191,20 @@ impl Audit {
                 expected.foreign(record);
             }
         }
-        let several = billed.iter().filter(|(_, records)| records.len() > 1).map(|(id, _)| *id);
-        let named = bill.billed_more_than_once.iter().map(|event| event.unique_id.as_str());
-        let several: BTreeSet<&str> = several.chain(named.filter(|id| scope.has(id))).collect();
-        for id in &several {
-            self.double_billed += 1;
-            self.find(format!("billed more than once: {id}"));
-        }
+        // Whose they are where no event says so.
+        let several = billed.iter().filter(|(_, records)| records.len() > 1);
+        let several = several.map(|(id, records)| (*id, (&*records[0].customer_id, &*records[0].meter_api_name)));
+        let named = bill.billed_more_than_once.iter().filter(|event| scope.has(&event.unique_id));
+        let named = named.map(|event| (&*event.unique_id, (&*event.customer_id, &*event.meter_api_name)));
+        let mut several: BTreeMap<&str, (&str, &str)> = named.chain(several).collect();
+        let twice = |id: &str| format!("billed more than once: {id}");
         for event in &truth.valid {
             let records = billed.remove(event.unique_id.as_str()).unwrap_or_default();
             let line = expected.line(event);
-            line.has_double |= several.contains(event.unique_id.as_str());
+            if several.remove(&*event.unique_id).is_some() {
+                line.has_double = true;
+                self.found.add(Kind::DoubleBilled, whose(event), twice(&event.unique_id));
+            }
             let is_known = !bill.sums_only.contains(&*event.meter);
             if event.acknowledged() > 0 {
                 let failures = self.failures();
@@ -248,15 +223,22 @@ impl Audit {
                 }
             }
         }
-        for (id, records) in billed {
-            self.unexpected += records.len() as u64;
-            self.find(format!("billed, but nobody emitted it: {id:?} of {}", records[0].customer_id));
+        for (id, names) in several {
+            self.found.add(Kind::DoubleBilled, names, twice(id));
+        }
+        for (id, records) in BTreeMap::from_iter(billed) {
+            for record in records {
+                let names = (&*record.customer_id, &*record.meter_api_name);
+                let text = format!("billed, but nobody emitted it: {id:?} of {}", record.customer_id);
+                self.found.add(Kind::Unexpected, names, text);
+            }
         }
         expected
     }
 
+    /// Those that explain a total that is too low.
     fn failures(&self) -> u64 {
-        self.lost + self.misbilled + self.unexpected
+        self.found.all.lost + self.found.all.misbilled + self.found.all.unexpected
     }
 
     /// `records` are those of the event, where its meter's are shown.
@@ -274,6 +256,7 @@ impl Audit {
         self.unique_valid += 1;
         self.conflicts_emitted += contents - 1;
         self.duplicates += emitted - contents;
+        line.conflicts_emitted += contents - 1;
         line.sums.emitted += emitted;
         line.sums.unique_valid += 1;
         let record = records.and_then(|records| records.first());
@@ -295,13 +278,13 @@ impl Audit {
                 self.delivered += 1;
                 line.sums.delivered += 1;
                 if let Some(took) = late(scope, winning.sent, record.at) {
-                    self.late += 1;
-                    self.find(format!("{} was billed late, after {took:.1?}", event.unique_id));
+                    let text = format!("{} was billed late, after {took:.1?}", event.unique_id);
+                    self.found.add(Kind::Late, whose(event), text);
                 }
                 self.is_misbilled(event, record);
                 if event.is_poison || is_dead_lettered {
-                    self.unexpected += 1;
-                    self.find(format!("{} is billed, and should not be or is a dead letter too", event.unique_id));
+                    let text = format!("{} is billed, and should not be or is a dead letter too", event.unique_id);
+                    self.found.add(Kind::Unexpected, whose(event), text);
                 }
             }
             None if event.is_poison && letters.has(&winning.detail, Reason::Rejected) => {
@@ -309,16 +292,12 @@ impl Audit {
                 line.sums.refused += 1;
             }
             None if is_dead_lettered => {
-                self.unexpected += 1;
                 let reasons = letters.get(&winning.detail);
-                self.find(format!("{} is good, but was dead-lettered: {reasons:?}", event.unique_id));
+                let text = format!("{} is good, but was dead-lettered: {reasons:?}", event.unique_id);
+                self.found.add(Kind::Unexpected, whose(event), text);
             }
             None if records.is_none() => self.judged_by_sums += 1,
-            None => {
-                self.lost += 1;
-                line.lost += 1;
-                self.find(format!("lost: {}", winning.detail));
-            }
+            None => self.found.add(Kind::Lost, whose(event), format!("lost: {}", winning.detail)),
         }
         for (index, variant) in event.variants.iter().enumerate() {
             if index == winner || variant.acknowledged == 0 {
@@ -326,9 +305,10 @@ impl Audit {
             }
             if letters.has(&variant.detail, Reason::Conflict) {
                 self.conflicts += 1;
+                line.conflicts += 1;
             } else {
-                self.missing_dead_letters += 1;
-                self.find(format!("conflicting event not dead-lettered as conflict: {}", variant.detail));
+                let text = format!("conflicting event not dead-lettered as conflict: {}", variant.detail);
+                self.found.add(Kind::Conflicting, whose(event), text);
             }
         }
     }
@@ -337,8 +317,8 @@ impl Audit {
     fn is_misbilled(&mut self, event: &ValidEvent, record: &StoredRecord) -> bool {
         let wrong = difference(event, record);
         if let Some(wrong) = wrong {
-            self.misbilled += 1;
-            self.find(format!("{} was billed with {wrong}: {}", event.unique_id, record.raw));
+            let text = format!("{} was billed with {wrong}: {}", event.unique_id, record.raw);
+            self.found.add(Kind::Misbilled, whose(event), text);
         }
         wrong.is_some()
     }
@@ -346,11 +326,18 @@ impl Audit {
     fn unexpected_letters(&mut self, truth: &Truth, letters: &Letters) {
         let variants = truth.valid.iter().flat_map(|event| &event.variants).map(|variant| &*variant.detail);
         let known: BTreeSet<&str> = variants.chain(truth.malformed.iter().map(|event| &*event.detail)).collect();
-        for detail in letters.details().filter(|detail| !known.contains(detail.as_str())) {
-            self.unexpected += 1;
-            self.find(format!("a dead letter that nobody emitted: {detail}"));
+        let unknown: BTreeSet<&str> = letters.details().filter(|detail| !known.contains(detail)).collect();
+        for detail in unknown {
+            let (tenant, meter) = names(detail);
+            let text = format!("a dead letter that nobody emitted: {detail}");
+            self.found.add(Kind::Unexpected, (&tenant, &meter), text);
         }
     }
+}
+
+/// Tenant and meter.
+fn whose(event: &ValidEvent) -> (&str, &str) {
+    (&event.tenant, &event.meter)
 }
 
 /// How long after the call the record was accepted, if that is too long.

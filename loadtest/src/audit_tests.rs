@@ -8,7 +8,7 @@ use shared::dead_letter::{DeadLetter, Payload};
 use shared::reason::Reason;
 
 use super::bills::{parse, plus};
-use super::{Audit, Bill, Scope};
+use super::{Audit, Bill, Differences, Scope};
 use crate::truth::{MalformedEvent, Truth, ValidEvent, Variant};
 
 const NOW: i64 = 1_790_000_000_000;
@@ -316,4 +316,84 @@ fn a_meter_whose_records_are_not_shown_is_judged_by_its_total() {
     assert_eq!(of(102.250_000_001), (0, 0, 1, 3), "more than three roundings");
     assert_eq!(of(97.25), (0, 1, 0, 3));
     assert_eq!(of(109.25), (0, 0, 1, 3));
+}
+
+/// The lines of an audit that are not sound: tenant, meter, and what is wrong.
+fn unsound(audit: &Audit) -> Vec<(&str, &str, Differences)> {
+    let unsound = audit.lines.iter().filter(|line| !line.is_sound);
+    unsound.map(|line| (&*line.tenant, &*line.line.meter, line.differences)).collect()
+}
+
+#[test]
+fn every_difference_is_on_the_line_of_its_tenant_and_meter() {
+    let truth = || {
+        let mut truth = truth();
+        truth.malformed[0].detail = r#"{"tenantId":"t1","meterApiName":"calls"}"#.into();
+        let mut other = event("other", vec![variant("1", r#"{"other":1}"#, 1)], false);
+        other.tenant = "t2".to_owned();
+        truth.valid.push(other);
+        truth
+    };
+    let mut other = record("other", "1");
+    other.customer_id = "t2".to_owned();
+    let sound = || [sound_bill().records, vec![other.clone()]].concat();
+    let mut letters = sound_letters();
+    letters[2] = letter(&truth().malformed[0].detail, Reason::MissingField);
+    let scope = Scope { late_after: Some(Duration::from_secs(30)), ..Scope::default() };
+    let audit_of = |records, letters: &[DeadLetter]| Audit::within(&scope, &truth(), &bill(records), letters);
+    let audit = audit_of(sound(), &letters);
+    assert!(audit.passed() && audit.late_judged && unsound(&audit).is_empty(), "{:?}", audit.lines);
+    assert_eq!((audit.lines[0].conflicts_emitted, audit.lines[0].conflicts, audit.lines.len()), (1, 1, 2));
+
+    type Plant = fn(&mut Vec<StoredRecord>, &mut Vec<DeadLetter>);
+    let none = Differences::default();
+    let plants: [(Plant, Differences); 9] = [
+        (|bill, _| drop(bill.remove(0)), Differences { lost: 1, ..none }),
+        (|bill, _| bill.push(bill[0].clone()), Differences { double_billed: 1, ..none }),
+        (|bill, _| bill[0].at = Duration::from_secs(31), Differences { late: 1, ..none }),
+        (|bill, _| bill[0].time_millis += 1, Differences { misbilled: 1, ..none }),
+        (|_, letters| drop(letters.remove(0)), Differences { missing_dead_letters: 1, ..none }),
+        (|_, letters| drop(letters.remove(2)), Differences { missing_dead_letters: 1, ..none }),
+        (|bill, _| bill.push(record("invented", "0")), Differences { unexpected: 1, ..none }),
+        (|_, letters| letters.push(letter(r#"{"a":5}"#, Reason::Rejected)), Differences { unexpected: 1, ..none }),
+        (
+            |_, letters| letters.push(letter(r#"{"meterApiName":"calls","tenantId":"t1"}"#, Reason::TooOld)),
+            Differences { unexpected: 1, ..none },
+        ),
+    ];
+    for (plant, wrong) in plants {
+        let (mut records, mut letters) = (sound(), letters.clone());
+        plant(&mut records, &mut letters);
+        let audit = audit_of(records, &letters);
+        assert_eq!(unsound(&audit), [("t1", "calls", wrong)], "{:?}", audit.findings);
+    }
+    // Nobody of the run: a line of their own.
+    let mut stranger = record("x", "0");
+    stranger.customer_id = "t9".to_owned();
+    let audit = audit_of([sound(), vec![stranger]].concat(), &letters[..2]);
+    let missing = Differences { missing_dead_letters: 1, ..none };
+    let pays = Differences { double_billed: 1, unexpected: 1, ..none };
+    assert_eq!(unsound(&audit), [("t1", "calls", missing), ("t9", "calls", pays)], "{:?}", audit.findings);
+    letters.push(letter(r#"[1]"#, Reason::NotAnObject));
+    assert_eq!(unsound(&audit_of(sound(), &letters)), [("", "", Differences { unexpected: 1, ..none })]);
+}
+
+#[test]
+fn many_differences_of_a_kind_hide_none_of_another() {
+    let mut truth = truth();
+    let malformed = |number| MalformedEvent {
+        detail: format!(r#"{{"bad":{number}}}"#).into(),
+        reason: Reason::MissingField,
+        acknowledged: 1,
+    };
+    truth.malformed.extend((0..30).map(malformed));
+    let bill = bill(vec![record("b", "97"), record("q", "0.25"), record("q", "0.25")]);
+    let audit = Audit::of(&truth, &bill, &sound_letters()[1..]);
+    assert_eq!((audit.lost, audit.double_billed, audit.missing_dead_letters), (1, 1, 31));
+    let findings = &audit.findings;
+    assert_eq!(findings[..2], [r#"lost: {"a":5}"#, "billed more than once: q"]);
+    assert!(findings[2].starts_with("conflicting event not dead-lettered"), "{findings:?}");
+    let [rest @ .., more] = &findings[3..] else { panic!("{findings:?}") };
+    assert!(rest.len() == 20 && rest.iter().all(|text| text.starts_with("malformed event not")), "{findings:?}");
+    assert_eq!(*more, "malformed events without a dead letter: 10 more");
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use amberflo_sandbox::Total;
 use anyhow::{Context as _, ensure};
 use shared::service::{self, EXIT_CONFIGURATION, EXIT_FAILURE};
-use shared::settings::{AmberfloArgs, Secret, duration};
+use shared::settings::{AmberfloArgs, Secret, check_url, duration};
 use tokio::time::{Instant, sleep};
 
 use crate::audit::{Audit, Bill, Scope};
@@ -22,7 +22,7 @@ use crate::report_dir;
 use crate::truth::Truth;
 use amberflo::Amberflo;
 use dead_letters::Place;
-use outcome::Outcome;
+use outcome::{Outcome, Verdict};
 use sandbox::SandboxLedger;
 
 const INTERRUPTED: u8 = 130;
@@ -33,7 +33,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 ///
 /// For each tenant and meter: events lost, billed twice, billed wrongly, late, in the dead letters without need, missing
 /// there, and totals. Nothing is changed by it. Exit codes: 0 all is well, 1 there are differences, 2 the audit could not
-/// be carried out, 130 a signal ended it.
+/// be carried out or not all dead letters could be read, 130 a signal ended it.
 #[derive(Clone, Debug, clap::Args)]
 pub struct AuditArgs {
     /// What a load run wrote. May be given for each of several runs that went on at the same time.
@@ -79,7 +79,9 @@ impl std::str::FromStr for Ledger {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once('=') {
             None if text == "amberflo" => Ok(Self::Amberflo),
-            Some(("sandbox", url)) if url.starts_with("http") => Ok(Self::Sandbox(url.to_owned())),
+            Some(("sandbox", url)) => {
+                check_url("sandbox", url).map(|()| Self::Sandbox(url.to_owned())).map_err(|error| error.to_string())
+            }
             _ => Err("allowed is sandbox=URL or amberflo".to_owned()),
         }
     }
@@ -109,8 +111,9 @@ pub async fn run(args: AuditArgs) -> ExitCode {
         }
     };
     match audit.await {
-        Ok(Some(true)) => ExitCode::SUCCESS,
-        Ok(Some(false)) => EXIT_FAILURE.into(),
+        Ok(Some(Verdict::Passed)) => ExitCode::SUCCESS,
+        Ok(Some(Verdict::Failed)) => EXIT_FAILURE.into(),
+        Ok(Some(Verdict::Incomplete)) => EXIT_CONFIGURATION.into(),
         Ok(None) => {
             eprintln!("loadtest: a signal ended it before there was a result");
             INTERRUPTED.into()
@@ -122,7 +125,7 @@ pub async fn run(args: AuditArgs) -> ExitCode {
     }
 }
 
-async fn carry_out(args: &AuditArgs) -> anyhow::Result<bool> {
+async fn carry_out(args: &AuditArgs) -> anyhow::Result<Verdict> {
     let say = |text: &str| if args.json { eprintln!("{text}") } else { println!("{text}") };
     args.report.as_deref().map_or(Ok(()), report_dir::prepare)?;
     let source = args.source().await?;
@@ -130,16 +133,18 @@ async fn carry_out(args: &AuditArgs) -> anyhow::Result<bool> {
     notes.iter().for_each(|note| say(&format!("note: {note}")));
     let runs: Vec<_> = headers.iter().map(|header| header.run.clone()).collect();
     let started = Instant::now();
-    let mut before = None;
-    let (audit, shown) = loop {
+    let (mut before, mut hidden) = (None, 0);
+    let (audit, shown, unread) = loop {
         let shown = source.show(&truth).await?;
-        let letters = args.dead_letters.letters(args.api_token.as_ref(), &truth).await?;
+        let mut letters = args.dead_letters.letters(args.api_token.as_ref(), &truth).await?;
+        letters.follow(hidden);
+        hidden = letters.hidden;
         let late_after = args.late_after.filter(|_| shown.has_times);
         let audit = Audit::within(&Scope { runs: runs.clone(), late_after }, &truth, &shown.bill, &letters.letters);
         // What is billed twice may come after all else.
         let seen = Seen::of(&shown.bill, &audit);
         let is_quiet = before.replace(seen) == Some(seen);
-        if (audit.passed() && is_quiet) || started.elapsed() >= args.settle {
+        if (audit.passed() && is_quiet && letters.unread.is_none()) || started.elapsed() >= args.settle {
             notes.extend(letters.notes);
             if audit.lost + audit.underbilled + audit.missing_dead_letters > 0 {
                 notes.push(
@@ -148,7 +153,7 @@ async fn carry_out(args: &AuditArgs) -> anyhow::Result<bool> {
                         .to_owned(),
                 );
             }
-            break (audit, shown);
+            break (audit, shown, letters.unread);
         }
         sleep(LOOK_EVERY.min(args.settle)).await;
     };
@@ -156,8 +161,9 @@ async fn carry_out(args: &AuditArgs) -> anyhow::Result<bool> {
     if args.late_after.is_some() && !shown.has_times {
         notes.push("--late-after was not judged".to_owned());
     }
-    let speed = if shown.has_times { Speed::of(&truth, &shown.bill.records) } else { Speed::default() };
-    let outcome = Outcome::new(headers, audit, &speed, shown.bill.ledger.absorbed_copies, shown.has_times, notes);
+    let speed = shown.has_times.then(|| Speed::of(&truth, &shown.bill.records));
+    let copies = shown.has_times.then_some(shown.bill.ledger.absorbed_copies);
+    let outcome = Outcome::new(headers, audit, speed.as_ref(), copies, unread, notes);
     say(&outcome.text());
     if let Some(dir) = &args.report {
         outcome.report(dir)?;
@@ -166,7 +172,7 @@ async fn carry_out(args: &AuditArgs) -> anyhow::Result<bool> {
     if args.json {
         println!("{}", serde_json::to_string(&outcome)?);
     }
-    Ok(outcome.passed())
+    Ok(outcome.verdict())
 }
 
 /// What changes while events are under way.
@@ -230,3 +236,6 @@ impl Source {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -61,7 +61,7 @@ pub struct VerifyArgs {
     /// What the ids of the customers begin with, before a random part. Default: verify-amberflo.
     #[arg(long, value_name = "ID")]
     customer: Option<String>,
-    /// Runs these probes only.
+    /// Runs these probes only. Those that may leave a meter behind for ever run only if they are named.
     #[arg(long, value_name = "PROBE", value_delimiter = ',', hide_possible_values = true)]
     #[arg(value_parser = PossibleValuesParser::new(probes::all().map(|probe| probe.id)))]
     only: Vec<String>,
@@ -151,8 +151,10 @@ fn exit_code(report: &Report) -> ExitCode {
 
 impl VerifyArgs {
     fn probes(&self) -> Vec<&'static Probe> {
-        let is_wanted = |probe: &&Probe| self.only.is_empty() || self.only.iter().any(|only| only == probe.id);
-        probes::all().filter(is_wanted).collect()
+        if self.only.is_empty() {
+            return probes::by_default().collect();
+        }
+        probes::all().filter(|probe| self.only.iter().any(|only| only == probe.id)).collect()
     }
 
     /// Everything up to the first request: the settings, the key, the announcement and the question.
@@ -181,7 +183,6 @@ impl VerifyArgs {
             customer: &customer,
             probes: probes.len(),
             cost,
-            rules: Plan::rules(probes),
             rate: settings.rate,
             longest: Plan::longest(&cost, &settings),
         };
@@ -272,9 +273,11 @@ fn check_name(setting: &str, name: &str) -> anyhow::Result<()> {
 
 fn list() -> String {
     let lines = probes::all().map(|probe| {
+        let only_if_named =
+            if probes::on_request().any(|other| other.id == probe.id) { "; only if named by --only" } else { "" };
         let Probe { id, sureness, claim, does, confirmed_if, refuted_if, if_refuted, .. } = probe;
         format!(
-            "{id} ({})\n  {claim}\n  Experiment: {does}\n  Confirmed if: {confirmed_if}\n  Refuted if: {refuted_if}\n  If refuted: \
+            "{id} ({}{only_if_named})\n  {claim}\n  Experiment: {does}\n  Confirmed if: {confirmed_if}\n  Refuted if: {refuted_if}\n  If refuted: \
              {if_refuted}",
             sureness.name()
         )

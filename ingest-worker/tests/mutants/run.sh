@@ -48,6 +48,13 @@ bugs=(
     hands_over_without_draining
 )
 
+# The suites that are tried, in this order; where it is known which one catches it, only that.
+declare -A suites=(
+    [blame_after_one_403]=answers::isolation
+    [pause_for_a_replaced_key]=answers::pause
+    [suspicion_after_one_failure]=answers::isolation
+)
+
 bug_checkpoint_on_submit() { # instead of on settle
     plant ingest-worker/src/shard.rs \
         'let (batch, trigger) = path.take_batch();' \
@@ -196,8 +203,12 @@ for bug in "${@:-${bugs[@]}}"; do
         echo "the planted bug $bug does not compile" >&2
         exit 1
     fi
-    if (cd "$copy" && timeout 300 cargo test --quiet -p ingest-worker --test it simulation) >"$copy/run.log" 2>&1 &&
-        (cd "$copy" && timeout 300 cargo test --quiet -p ingest-worker --test it answers) >"$copy/run.log" 2>&1; then
+    caught=
+    for suite in ${suites[$bug]:-simulation answers}; do
+        (cd "$copy" && timeout 300 cargo test --quiet -p ingest-worker --test it "$suite") >"$copy/run.log" 2>&1 || caught=1
+        [ -z "$caught" ] || break
+    done
+    if [ -z "$caught" ]; then
         echo "MISSED  $bug"
         missed+=("$bug")
     else

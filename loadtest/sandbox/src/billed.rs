@@ -40,7 +40,7 @@ pub(crate) fn events<'a>(sandbox: &Sandbox, state: &'a State) -> impl Iterator<I
     // An event without `uniqueId` is not taken for the one that is meant.
     let is_cancelled = move |record: &StoredRecord| record.unique_id.is_some() && cancelled.contains(&identity(record));
     let all = seen.filter(move |record| !is_cancelled(record)).flat_map(of_record);
-    all.filter(move |event| !rules.cancel(&event.meter_api_name, started_at + event.record.at))
+    all.filter(move |event| !rules.cancel(event, started_at, now, facts))
 }
 
 /// Which event it is, whatever its value.

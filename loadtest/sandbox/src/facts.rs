@@ -1,6 +1,7 @@
 //! What the sandbox takes for true of Amberflo, fact by fact, so that each can be turned round.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -42,6 +43,8 @@ pub struct Facts {
     pub takes_single_objects: bool,
     /// Compressed bodies are taken.
     pub takes_gzip: bool,
+    /// A request with more records is taken, but only the first so many are billed; `None` bills all.
+    pub bills_of_a_request: Option<NonZeroUsize>,
     /// Usage of a meter that does not exist is taken.
     pub takes_unknown_meters: bool,
     /// Usage of a customer who does not exist is taken.
@@ -54,8 +57,12 @@ pub struct Facts {
     #[serde(with = "human")]
     pub usage_visible_after: Duration,
 
-    /// `GET /usage/events` has a column `uniqueId`; otherwise it is called `id`.
-    pub names_unique_ids: bool,
+    /// The columns of `GET /usage/events` that are not called as in a record, with their other names.
+    pub renamed_event_columns: BTreeMap<String, String>,
+    /// `GET /usage/events` without a customer answers those of all; otherwise 400.
+    pub shows_events_of_all_customers: bool,
+    /// A page of events names the next; otherwise what does not fit on the first is not shown.
+    pub pages_events: bool,
 
     /// The values of `meterType` that are taken; `None` takes any.
     pub meter_types: Option<BTreeSet<String>>,
@@ -65,6 +72,10 @@ pub struct Facts {
     pub updates_meters_by_id_only: bool,
     /// A meter's `lockingStatus` never goes back.
     pub locking_is_one_way: bool,
+    /// `lockingStatus` may be `close_to_deletions`.
+    pub closes_to_deletions: bool,
+    /// A meter that is `close_to_deletions` can be deprecated, and so deleted.
+    pub deprecates_what_is_closed_to_deletions: bool,
     /// `DELETE /meters/{id}` refuses a meter that is not deprecated.
     pub deletes_deprecated_meters_only: bool,
     /// `DELETE /meters/{api name}` does nothing and says 200; otherwise the name stands for the id.
@@ -74,6 +85,11 @@ pub struct Facts {
 
     /// `POST /ingest-snapshot/custom-filtering-rules` takes rules with the known fields; otherwise 400.
     pub takes_known_rule_fields: bool,
+    /// A rule's range is of the time at which events were ingested; otherwise of their own time.
+    pub rules_go_by_ingestion: bool,
+    /// How long a rule cancels nothing.
+    #[serde(with = "human")]
+    pub rules_cancel_after: Duration,
     /// `GET` of the same path answers the rules; otherwise 405.
     pub lists_rules: bool,
     /// `DELETE` of a rule by its id removes it; otherwise 405.
@@ -100,21 +116,28 @@ impl Default for Facts {
             takes_ndjson: true,
             takes_single_objects: true,
             takes_gzip: true,
+            bills_of_a_request: None,
             takes_unknown_meters: true,
             takes_unknown_customers: true,
             bad_record_status: 400,
             bad_key_status: 401,
             usage_visible_after: Duration::ZERO,
-            names_unique_ids: true,
+            renamed_event_columns: BTreeMap::new(),
+            shows_events_of_all_customers: true,
+            pages_events: true,
             // What the live API took in reports of its use.
             meter_types: Some(["sum_of_all_usage", "active_users", "event_duration"].map(str::to_owned).into()),
             ignores_sent_meter_ids: true,
             updates_meters_by_id_only: true,
             locking_is_one_way: true,
+            closes_to_deletions: true,
+            deprecates_what_is_closed_to_deletions: true,
             deletes_deprecated_meters_only: true,
             ignores_deletion_by_name: true,
             answers_nothing_for_unknown_customers: true,
             takes_known_rule_fields: true,
+            rules_go_by_ingestion: true,
+            rules_cancel_after: Duration::ZERO,
             lists_rules: false,
             deletes_rules: false,
             cancels_previous_events: true,

@@ -13,6 +13,8 @@ use serde_json::{Map, Value};
 
 use crate::Sandbox;
 use crate::attempt::Answer;
+use crate::billed::Event;
+use crate::facts::Facts;
 use crate::operation::{Operation, answer, optional, required};
 
 /// The only known type.
@@ -29,7 +31,8 @@ async fn put(State(sandbox): State<Sandbox>, request: Request) -> Response {
         if !state.facts.takes_known_rule_fields {
             return Err(Answer::bad_request("Invalid filtering rule"));
         }
-        state.account.filtering_rules.put(call.object()?).map(|rule| Answer::json(&rule))
+        let created = call.sandbox.elapsed();
+        state.account.filtering_rules.put(call.object()?, created).map(|rule| Answer::json(&rule))
     })
     .await
 }
@@ -69,6 +72,8 @@ pub(crate) struct FilteringRules(BTreeMap<String, Rule>);
 #[derive(Debug)]
 struct Rule {
     meter_api_name: String,
+    /// How long after the sandbox's start it was put.
+    created: Duration,
     /// Of ingestion, since the epoch; the end is not part of it.
     start: Duration,
     end: Duration,
@@ -84,7 +89,7 @@ struct TimeRange {
 
 impl FilteringRules {
     /// Creates the rule, or replaces the one that has its id.
-    fn put(&mut self, whole: Map<String, Value>) -> Result<Map<String, Value>, Answer> {
+    fn put(&mut self, whole: Map<String, Value>, created: Duration) -> Result<Map<String, Value>, Answer> {
         let id = required(&whole, "id")?;
         let meter_api_name = required(&whole, "meterApiName")?;
         let range =
@@ -99,6 +104,7 @@ impl FilteringRules {
         }
         let rule = Rule {
             meter_api_name,
+            created,
             start: Duration::from_secs(range.start_time_in_seconds),
             end: Duration::from_secs(range.end_time_in_seconds),
             whole: whole.clone(),
@@ -112,10 +118,18 @@ impl FilteringRules {
         self.0.values().map(|rule| &rule.whole)
     }
 
-    /// Whether an event of this meter, ingested at this wall time, is cancelled.
-    pub(crate) fn cancel(&self, meter_api_name: &str, ingested: SystemTime) -> bool {
-        let ingested = ingested.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let cancels = |rule: &Rule| rule.meter_api_name == meter_api_name && (rule.start..rule.end).contains(&ingested);
+    /// Whether an event is cancelled as `elapsed` is the time since the sandbox's start, at `started_at`.
+    pub(crate) fn cancel(&self, event: &Event<'_>, started_at: SystemTime, elapsed: Duration, facts: &Facts) -> bool {
+        let time = if facts.rules_go_by_ingestion {
+            (started_at + event.record.at).duration_since(UNIX_EPOCH).unwrap_or_default()
+        } else {
+            Duration::from_millis(event.record.time_millis.try_into().unwrap_or_default())
+        };
+        let cancels = |rule: &Rule| {
+            rule.meter_api_name == event.meter_api_name
+                && rule.created + facts.rules_cancel_after <= elapsed
+                && (rule.start..rule.end).contains(&time)
+        };
         self.0.values().any(cancels)
     }
 }

@@ -150,7 +150,8 @@ impl<'a> Ingestion<'a> {
         let sandbox = self.attempt.sandbox;
         let at = sandbox.elapsed();
         let state = &mut *sandbox.lock();
-        let absorbed = state.ledger.accept(&records[..accepted], at, facts);
+        let billed = facts.bills_of_a_request.map_or(accepted, |most| accepted.min(most.get()));
+        let absorbed = state.ledger.accept(&records[..billed], at, facts);
         self.log.accepted = accepted;
         (accepted, absorbed)
     }

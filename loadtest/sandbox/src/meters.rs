@@ -15,6 +15,7 @@ use crate::facts::Facts;
 use crate::operation::{Operation, answer, optional, required};
 
 const OPEN: &str = "open";
+const CLOSE_TO_DELETIONS: &str = "close_to_deletions";
 const DEPRECATED: &str = "deprecated";
 
 pub(crate) fn routes() -> Router<Sandbox> {
@@ -112,7 +113,7 @@ impl Meters {
         let stored = self.0.iter_mut().find(|stored| text(stored, "id") == id).ok_or_else(|| not_found(&id))?;
         let from = text(stored, "lockingStatus");
         let to = locking_status.unwrap_or_else(|| from.to_owned());
-        if facts.locking_is_one_way && !may_move(from, &to) {
+        if facts.locking_is_one_way && !may_move(from, &to, facts) {
             return Err(Answer::bad_request(format!("'lockingStatus' cannot change from {from} to {to}")));
         }
         meter.insert("lockingStatus".to_owned(), to.into());
@@ -157,19 +158,21 @@ fn checked(meter: &Meter, facts: &Facts) -> Result<(String, Option<String>), Ans
         return Err(Answer::bad_request("Invalid meter type"));
     }
     let locking_status = optional(meter, "lockingStatus")?;
-    let known = [OPEN, "close_to_changes", "close_to_deletions", DEPRECATED];
+    let is_known = |status: &str| match status {
+        CLOSE_TO_DELETIONS => facts.closes_to_deletions,
+        status => [OPEN, "close_to_changes", DEPRECATED].contains(&status),
+    };
     match locking_status {
-        Some(status) if !known.contains(&status.as_str()) => {
-            Err(Answer::bad_request(format!("Invalid lockingStatus: {status}")))
-        }
+        Some(status) if !is_known(&status) => Err(Answer::bad_request(format!("Invalid lockingStatus: {status}"))),
         locking_status => Ok((name, locking_status)),
     }
 }
 
 /// One way only; staying is allowed everywhere. That `close_to_deletions` leads to `deprecated` is assumed: a meter in
 /// it could never be deleted otherwise.
-fn may_move(from: &str, to: &str) -> bool {
-    from == to || from == OPEN || (to == DEPRECATED && from != DEPRECATED)
+fn may_move(from: &str, to: &str, facts: &Facts) -> bool {
+    let may_be_deprecated = from != CLOSE_TO_DELETIONS || facts.deprecates_what_is_closed_to_deletions;
+    from == to || from == OPEN || (to == DEPRECATED && may_be_deprecated)
 }
 
 fn not_found(id: &str) -> Answer {

@@ -29,6 +29,9 @@ pub(crate) fn routes() -> Router<Sandbox> {
 async fn usage_events(State(sandbox): State<Sandbox>, request: Request) -> Response {
     answer(&sandbox, Operation::UsageEvents, request, |state, call| {
         let query: Query = call.query()?;
+        if query.customer_id.is_none() && !state.facts.shows_events_of_all_customers {
+            return Err(Answer::bad_request("customerId is missing"));
+        }
         call.needs_records()?;
         let page_size = query.page_size()?;
         let from = match &query.next_page_token {
@@ -44,8 +47,13 @@ async fn usage_events(State(sandbox): State<Sandbox>, request: Request) -> Respo
         }
         found.truncate(query.limit.map_or(usize::MAX, NonZeroUsize::get));
         let mut page = Page::of(&found, query, page_size, from);
-        if !state.facts.names_unique_ids {
-            page.columns.iter_mut().filter(|column| *column == "uniqueId").for_each(|column| *column = "id".to_owned());
+        for column in &mut page.columns {
+            if let Some(name) = state.facts.renamed_event_columns.get(column) {
+                column.clone_from(name);
+            }
+        }
+        if !state.facts.pages_events {
+            page.next_page_token = None;
         }
         Ok(Answer::json(&page))
     })

@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use serde::Deserialize;
+use serde_json::Value;
 use serde_json::value::RawValue;
 use shared::dead_letter::DeadLetter;
 use shared::reason::Reason;
@@ -51,7 +52,14 @@ impl Letters {
         self.get(detail).is_some_and(|reasons| reasons.iter().all(|given| given == reason.as_str()))
     }
 
-    pub(super) fn details(&self) -> impl Iterator<Item = &String> {
-        self.0.keys()
+    pub(super) fn details(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
     }
+}
+
+/// Tenant and meter of a `detail` that may be no usage event: empty where it names none.
+pub(super) fn names(detail: &str) -> (String, String) {
+    let detail: Value = serde_json::from_str(detail).unwrap_or_default();
+    let name = |field: &str| detail[field].as_str().unwrap_or_default().to_owned();
+    (name("tenantId"), name("meterApiName"))
 }

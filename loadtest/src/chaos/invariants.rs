@@ -6,12 +6,9 @@ use std::time::Duration;
 use amberflo_sandbox::{LedgerSnapshot, StoredRecord};
 
 use super::amberflo::is_ever_refused;
-use crate::audit::difference;
+use crate::audit::{PerKind, difference};
 use crate::scrape::Sample;
 use crate::truth::Truth;
-
-/// So many findings are told in words; all are counted.
-const FINDINGS_MAX: usize = 20;
 
 /// What has been checked so far, and what was found.
 #[derive(Debug, Default)]
@@ -25,7 +22,20 @@ pub struct Invariants {
     passed: u64,
     other_bytes: u64,
     count: u64,
+    counts: PerKind<Kind>,
     findings: Vec<String>,
+}
+
+/// Kinds of findings: many of one hide none of another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Passed,
+    BilledTwice,
+    Misbilled,
+    Invented,
+    OtherBytes,
+    Settled,
+    Other,
 }
 
 #[derive(Debug)]
@@ -41,7 +51,7 @@ impl Invariants {
         self.count
     }
 
-    /// The first of them, in words.
+    /// The first of each kind in words, as they were found.
     #[must_use]
     pub fn findings(&self) -> &[String] {
         &self.findings
@@ -74,15 +84,15 @@ impl Invariants {
         for record in records {
             let id = record.unique_id.as_deref().unwrap_or_default();
             let Some(event) = self.events.get_mut(id) else {
-                self.find(format!("billed, but nobody emitted it: {id:?} of {}", record.customer_id));
+                self.found(Kind::Invented, format!("billed, but nobody emitted it: {id:?} of {}", record.customer_id));
                 continue;
             };
             let wrong = truth.valid.get(event.index).and_then(|event| difference(event, record));
             if std::mem::replace(&mut event.is_billed, true) {
-                self.find(format!("billed more than once: {id}"));
+                self.found(Kind::BilledTwice, format!("billed more than once: {id}"));
             }
             if let Some(wrong) = wrong {
-                self.find(format!("{id} was billed with {wrong}: {}", record.raw));
+                self.found(Kind::Misbilled, format!("{id} was billed with {wrong}: {}", record.raw));
             }
         }
     }
@@ -91,7 +101,10 @@ impl Invariants {
     pub fn ledger(&mut self, ledger: &LedgerSnapshot) {
         let other = ledger.absorbed_with_other_bytes - self.other_bytes;
         if other > 0 {
-            self.find(format!("{other} copies were absorbed that are not the same bytes as the first"));
+            self.found(
+                Kind::OtherBytes,
+                format!("{other} copies were absorbed that are not the same bytes as the first"),
+            );
         }
         self.other_bytes = ledger.absorbed_with_other_bytes;
     }
@@ -105,21 +118,25 @@ impl Invariants {
         let may_be_refused =
             truth.valid.get(event.index).is_none_or(|event| event.is_poison || is_ever_refused(&event.tenant));
         if !event.is_billed && !may_be_refused {
-            self.find(format!("the checkpoint has passed it, and it is not billed: {unique_id}"));
+            self.found(Kind::Passed, format!("the checkpoint has passed it, and it is not billed: {unique_id}"));
         }
     }
 
     /// Checks that a worker has not settled more than it read.
     pub fn metrics(&mut self, worker: &str, sample: &Sample) {
         if sample.ended > sample.read {
-            self.find(format!("{worker} says it settled {} of {} records", sample.ended, sample.read));
+            self.found(Kind::Settled, format!("{worker} says it settled {} of {} records", sample.ended, sample.read));
         }
     }
 
     /// Something that another check found.
     pub fn find(&mut self, finding: String) {
+        self.found(Kind::Other, finding);
+    }
+
+    fn found(&mut self, kind: Kind, finding: String) {
         self.count += 1;
-        if self.findings.len() < FINDINGS_MAX {
+        if self.counts.is_told(kind) {
             self.findings.push(finding);
         }
     }
@@ -225,10 +242,20 @@ mod tests {
         for (plant, expected) in plants {
             let found = found(plant);
             assert!(
-                !found.is_empty() && found.len() <= FINDINGS_MAX && found.iter().all(|text| text.contains(expected)),
+                !found.is_empty() && found.len() <= 20 && found.iter().all(|text| text.contains(expected)),
                 "{expected}: {found:?}"
             );
         }
+    }
+
+    #[test]
+    fn many_findings_of_a_kind_hide_none_of_another() {
+        let found = found(|bill| {
+            bill.iter_mut().for_each(|record| record.time_millis += 1);
+            bill.push(bill[40].clone());
+        });
+        let told = |text: &str| found.iter().filter(|finding| finding.contains(text)).count();
+        assert_eq!((told("another time"), told("billed more than once")), (20, 1), "{found:?}");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What an audit found, for people and for programs.
 
+mod tenants;
+
 use std::path::Path;
 
 use amberflo_sandbox::Total;
@@ -13,6 +15,20 @@ use crate::report_dir::ReportDir;
 
 /// Lines of tenants in the report, at most; all are in result.json.
 const LINES_MAX: usize = 100;
+/// The same on the terminal, where only those that differ are shown.
+const SHOWN_MAX: usize = 20;
+
+/// What an audit comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Every promise was kept, as far as it can be seen.
+    Passed,
+    /// There are differences.
+    Failed,
+    /// Not all dead letters could be read: what seems lost or missing may be among them, and so may what should not be
+    /// there.
+    Incomplete,
+}
 
 /// The result of an audit.
 #[derive(Debug, Serialize)]
@@ -28,6 +44,8 @@ pub struct Outcome {
     absorbed_copies: Option<u64>,
     /// From the call that was acknowledged to the ledger, where that tells when.
     delivery_latency: Option<DeliveryLatency>,
+    /// Why not all dead letters were read, and what to do.
+    unread_dead_letters: Option<String>,
     /// What could not be seen, and what is odd.
     notes: Vec<String>,
 }
@@ -41,40 +59,57 @@ struct DeliveryLatency {
 }
 
 impl Outcome {
-    /// Of an audit that is over. `has_times`: the ledger tells of absorbed copies and times.
+    /// Of an audit that is over. Speed and absorbed copies are there where the ledger tells of them.
     pub fn new(
         runs: Vec<Header>,
         mut audit: Audit,
-        speed: &Speed,
-        absorbed_copies: u64,
-        has_times: bool,
+        speed: Option<&Speed>,
+        absorbed_copies: Option<u64>,
+        unread_dead_letters: Option<String>,
         notes: Vec<String>,
     ) -> Self {
-        let [p50_ms, p90_ms, p99_ms, max_ms] = [0.5, 0.9, 0.99, 1.0].map(|share| speed.percentile_ms(share));
-        let delivery_latency = has_times.then_some(DeliveryLatency { p50_ms, p90_ms, p99_ms, max_ms });
+        let delivery_latency = speed.map(|speed| {
+            let [p50_ms, p90_ms, p99_ms, max_ms] = [0.5, 0.9, 0.99, 1.0].map(|share| speed.percentile_ms(share));
+            DeliveryLatency { p50_ms, p90_ms, p99_ms, max_ms }
+        });
         let tenants = std::mem::take(&mut audit.lines);
-        let absorbed_copies = has_times.then_some(absorbed_copies);
-        Self { passed: audit.passed(), runs, audit, tenants, absorbed_copies, delivery_latency, notes }
+        let passed = audit.passed() && unread_dead_letters.is_none();
+        Self { passed, runs, audit, tenants, absorbed_copies, delivery_latency, unread_dead_letters, notes }
     }
 
-    /// Whether every promise was kept.
-    pub fn passed(&self) -> bool {
-        self.passed
+    /// What it comes to.
+    pub fn verdict(&self) -> Verdict {
+        match self.passed {
+            true => Verdict::Passed,
+            false if self.unread_dead_letters.is_some() => Verdict::Incomplete,
+            false => Verdict::Failed,
+        }
     }
 
     /// The result in lines.
     pub fn text(&self) -> String {
         let mut text: String = self.lines().iter().map(|[name, value]| format!("{name:<21}{value}\n")).collect();
         text.extend(self.audit.findings.iter().map(|finding| format!("  finding: {finding}\n")));
+        let differing: Vec<_> = self.tenants.iter().filter(|line| !line.is_sound).collect();
+        let shown = differing.iter().take(SHOWN_MAX);
+        text.extend(shown.map(|line| format!("  differs: {}\n", tenants::differences(line))));
+        if differing.len() > SHOWN_MAX {
+            let more = HumanCount((differing.len() - SHOWN_MAX) as u64);
+            text += &format!("  {more} more tenants and meters differ: they are in the report\n");
+        }
         text.extend(self.notes.iter().map(|note| format!("  note: {note}\n")));
-        text + self.verdict()
+        text.extend(
+            self.unread_dead_letters.iter().map(|unread| format!("  not all dead letters were read: {unread}\n")),
+        );
+        text + self.words()
     }
 
-    fn verdict(&self) -> &'static str {
-        match self.passed {
-            true if self.audit.judged_by_sums > 0 => "PASSED, as far as totals can show it",
-            true => "PASSED: every event is accounted for, once",
-            false => "FAILED: there are differences",
+    fn words(&self) -> &'static str {
+        match self.verdict() {
+            Verdict::Passed if self.audit.judged_by_sums > 0 => "PASSED, as far as totals can show it",
+            Verdict::Passed => "PASSED: every event is accounted for, once",
+            Verdict::Failed => "FAILED: there are differences",
+            Verdict::Incomplete => "INCOMPLETE: not all dead letters could be read, so nothing here is certain",
         }
     }
 
@@ -136,7 +171,10 @@ impl Outcome {
     /// When a file cannot be written.
     pub fn report(&self, dir: &Path) -> anyhow::Result<()> {
         let mut report = ReportDir::create(dir, "Audit")?;
-        report.text(&format!("**{}**", self.verdict()));
+        report.text(&format!("**{}**", self.words()));
+        if let Some(unread) = &self.unread_dead_letters {
+            report.text(unread);
+        }
         for run in &self.runs {
             let began = jiff::Timestamp::from_millisecond(run.started_at).unwrap_or_default();
             report.text(&format!("Run `{}` of {began} on {}, seed {}.", run.run, run.target, run.seed));
@@ -150,14 +188,14 @@ impl Outcome {
         let heads = ["meter", "emitted", "unique", "billed", "rejected", "expected total", "billed total"];
         report.table(heads, &self.audit.meters.iter().map(row).collect::<Vec<_>>());
         // What differs first.
-        let mut tenants: Vec<_> = self.tenants.iter().collect();
-        tenants.sort_by_key(|line| line.is_sound);
+        let mut lines: Vec<_> = self.tenants.iter().collect();
+        lines.sort_by_key(|line| line.is_sound);
         report.section("By tenant and meter");
-        let shown = &tenants[..tenants.len().min(LINES_MAX)];
-        let heads = ["tenant", "meter", "unique", "billed", "lost", "expected total", "billed total", ""];
-        report.table(heads, &shown.iter().map(|line| tenant_row(line)).collect::<Vec<_>>());
-        if tenants.len() > shown.len() {
-            report.text(&format!("{} more are in result.json.", tenants.len() - shown.len()));
+        let shown = &lines[..lines.len().min(LINES_MAX)];
+        let rows = shown.iter().map(|line| tenants::row(line, self.audit.late_judged));
+        report.table(tenants::HEADS, &rows.collect::<Vec<_>>());
+        if lines.len() > shown.len() {
+            report.text(&format!("{} more are in result.json.", lines.len() - shown.len()));
         }
         if !self.notes.is_empty() {
             report.section("What this does not show");
@@ -175,23 +213,6 @@ fn row(line: &MeterLine) -> [String; 7] {
     let [emitted, unique, billed, refused] =
         [line.emitted, line.unique_valid, line.delivered, line.refused].map(|number| HumanCount(number).to_string());
     [line.meter.clone(), emitted, unique, billed, refused, amount(line.expected), amount(line.billed)]
-}
-
-fn tenant_row(tenant: &TenantLine) -> [String; 8] {
-    let line = &tenant.line;
-    let counts = [line.unique_valid, line.delivered, tenant.lost].map(|number| HumanCount(number).to_string());
-    let [unique, billed, lost] = counts;
-    let verdict = if tenant.is_sound { "equal" } else { "**differs**" };
-    [
-        tenant.tenant.clone(),
-        line.meter.clone(),
-        unique,
-        billed,
-        lost,
-        amount(line.expected),
-        amount(line.billed),
-        verdict.to_owned(),
-    ]
 }
 
 fn amount(total: Total) -> String {

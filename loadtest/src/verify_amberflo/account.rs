@@ -150,7 +150,11 @@ impl Probing {
         left.extend(on);
         let rules = noted(&account.rules);
         if !rules.is_empty() {
-            left.push(format!("{} filtering rules, which cancel nothing: {}", rules.len(), rules.join(", ")));
+            left.push(format!(
+                "{} filtering rules, which cancel no usage but this run's: {}",
+                rules.len(),
+                rules.join(", ")
+            ));
         }
         left
     }

@@ -25,7 +25,6 @@ pub struct Plan<'a> {
     pub probes: usize,
     /// Of all probes, the throwaway meter and cleaning up included.
     pub cost: Cost,
-    pub rules: usize,
     pub rate: f64,
     pub longest: Duration,
 }
@@ -38,11 +37,6 @@ impl Plan<'_> {
         cost.plus(Cost::requests(cost.meters * DELETION + cost.customers))
     }
 
-    /// The probes that leave a filtering rule.
-    pub fn rules(probes: &[&Probe]) -> usize {
-        probes.iter().filter(|probe| probe.id.starts_with("rule-")).count()
-    }
-
     /// How long it takes at most when every request is answered in time.
     pub fn longest(cost: &Cost, settings: &Settings) -> Duration {
         let repeats = settings.repeat_after.last().copied().unwrap_or_default();
@@ -52,15 +46,18 @@ impl Plan<'_> {
 
 impl fmt::Display for Plan<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { base_url, ingest_url, prefix, meter, customer, probes, cost, rules, rate, longest } = self;
+        let Self { base_url, ingest_url, prefix, meter, customer, probes, cost, rate, longest } = self;
         writeln!(
             f,
             "This asks the Amberflo account behind your API key whether {probes} things that the pipeline relies on"
         )?;
         writeln!(f, "are so, at {base_url}, with usage to {ingest_url}. Use an account for tests. It will")?;
         let mut line = |verb: &str, text: String| writeln!(f, "  {verb:<7} {text}");
-        line("send", format!("at most {} usage records, all for the meter {meter}", HumanCount(cost.records)))?;
-        line("", "or one that does not exist; Amberflo bills its customers by the events they ingest".to_owned())?;
+        line(
+            "send",
+            format!("at most {} usage records, all for the meters below or one that", HumanCount(cost.records)),
+        )?;
+        line("", "does not exist; Amberflo bills its customers by the events they ingest".to_owned())?;
         line("ask", format!("at most {} requests, {rate} a second", HumanCount(cost.requests)))?;
         line("create", format!("at most {} meters, {meter} and others that begin with {prefix}-,", cost.meters))?;
         line("", "and delete them at the end (only deprecated meters can be deleted: what fails is named)".to_owned())?;
@@ -70,11 +67,18 @@ impl fmt::Display for Plan<'_> {
                 format!("{} customers that begin with {customer}-, one for each probe that needs one", cost.customers),
             )?;
         }
-        if *rules > 0 {
+        if cost.rules > 0 {
             line(
                 "create",
-                format!("{rules} filtering rules of {meter}, for a time before it existed: they cancel nothing"),
+                format!("{} filtering rules of these meters, which cancel no usage but this run's", cost.rules),
             )?;
+        }
+        if cost.lasting_meters > 0 {
+            line(
+                "leave",
+                "behind for ever, perhaps, a meter that is close_to_deletions: that Amberflo lets it be".to_owned(),
+            )?;
+            line("", "deprecated, and so deleted, is not known".to_owned())?;
         }
         line(
             "leave",

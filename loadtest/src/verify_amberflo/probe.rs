@@ -95,29 +95,33 @@ pub struct Cost {
     pub requests: u64,
     /// Created, and deleted at the end.
     pub meters: u64,
+    /// Of these, the ones that Amberflo may not let be deleted.
+    pub lasting_meters: u64,
     /// Created, and switched off at the end.
     pub customers: u64,
+    /// Filtering rules, created and not deleted.
+    pub rules: u64,
 }
 
 impl Cost {
     /// Of requests alone.
     pub const fn requests(requests: u64) -> Self {
-        Self { records: 0, requests, meters: 0, customers: 0 }
+        Self { records: 0, requests, meters: 0, lasting_meters: 0, customers: 0, rules: 0 }
     }
 
     /// Of a probe that sends these and reads what was billed for a customer of its own.
     pub fn billed(records: u64, requests: u64, settings: &Settings) -> Self {
         // One more to register the customer, and a record that marks the end.
-        Self { records: records + 1, requests: requests + 2 + usage::polls(settings), meters: 0, customers: 1 }
+        Self { records: records + 1, customers: 1, ..Self::requests(requests + 2 + usage::polls(settings)) }
     }
 
     /// Of a probe that sends these for a customer of its own, and looks at the answers only.
     pub const fn sent(records: u64, requests: u64) -> Self {
-        Self { records, requests: requests + 1, meters: 0, customers: 1 }
+        Self { records, customers: 1, ..Self::requests(requests + 1) }
     }
 
     pub const fn meters(meters: u64, requests: u64) -> Self {
-        Self { records: 0, requests, meters, customers: 0 }
+        Self { meters, ..Self::requests(requests) }
     }
 
     pub fn plus(self, other: Self) -> Self {
@@ -125,7 +129,9 @@ impl Cost {
             records: self.records + other.records,
             requests: self.requests + other.requests,
             meters: self.meters + other.meters,
+            lasting_meters: self.lasting_meters + other.lasting_meters,
             customers: self.customers + other.customers,
+            rules: self.rules + other.rules,
         }
     }
 }

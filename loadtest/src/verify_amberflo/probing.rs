@@ -171,6 +171,6 @@ impl Probing {
     pub async fn settled_after_marker(&self, slot: u32, expected: u64) -> Result<Settled, Unclear> {
         let marker = self.record(slot);
         self.send(&[&marker]).await?;
-        self.settled(&self.customer(), marker.value, marker.value + expected).await
+        self.settled(&self.run.meter, &self.customer(), marker.value, marker.value + expected).await
     }
 }

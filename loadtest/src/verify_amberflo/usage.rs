@@ -24,16 +24,16 @@ pub struct Settled {
 }
 
 impl Probing {
-    /// The sum of a customer's values once it is at least `at_least` and has not changed for a while. One that is not the
+    /// The sum of a customer's values of a meter once it is at least `at_least` and has not changed for a while. One that is not the
     /// expected must stay for longer: what was sent last may show first, and copies may be found only afterwards.
-    pub async fn settled(&self, customer: &str, at_least: u64, expected: u64) -> Result<Settled, Unclear> {
+    pub async fn settled(&self, meter: &str, customer: &str, at_least: u64, expected: u64) -> Result<Settled, Unclear> {
         let settings = &self.run.settings;
         let started = Instant::now();
         let mut seen: Option<(f64, Instant)> = None;
         let mut visible_after = None;
         let mut trouble = None;
         for wait in waits(settings) {
-            match self.sum(customer).await {
+            match self.sum(meter, customer).await {
                 Ok(sum) => {
                     let since = seen.filter(|(before, _)| *before == sum).map_or_else(Instant::now, |(_, since)| since);
                     seen = Some((sum, since));
@@ -63,9 +63,10 @@ impl Probing {
         })
     }
 
-    async fn sum(&self, customer: &str) -> Result<f64, Unclear> {
+    /// What is billed of a meter to a customer, as is shown now.
+    pub async fn sum(&self, meter: &str, customer: &str) -> Result<f64, Unclear> {
         let filter = json!({ "customerId": [customer] });
-        let answer = self.usage(&self.run.meter, Some(filter), self.run.started_seconds() - 2 * DAY_SECONDS).await?;
+        let answer = self.usage(meter, Some(filter), self.run.started_seconds() - 2 * DAY_SECONDS).await?;
         total(&answer, Some(customer))
     }
 
@@ -121,7 +122,7 @@ pub fn polls(settings: &Settings) -> u64 {
 }
 
 /// Growing, so that quick answers are noticed and slow ones cost few requests.
-fn waits(settings: &Settings) -> impl Iterator<Item = Duration> {
+pub fn waits(settings: &Settings) -> impl Iterator<Item = Duration> {
     let longest = settings.settle.max(SHORTEST_WAIT);
     let first = (settings.settle / 6).max(SHORTEST_WAIT);
     std::iter::successors(Some(first), move |wait| Some((*wait * 2).min(longest)))

@@ -14,8 +14,10 @@ const RECORD_STEPS: [usize; 7] = [100, 1_000, 5_000, 10_000, 50_000, 100_000, 50
 const BYTE_STEPS: [usize; 6] = [256 * 1024, 1 << 20, 4 << 20, 8 << 20, 16 << 20, 32 << 20];
 /// A value long enough to make few records a large body.
 const PADDING: usize = 1_000;
-/// The marker's place, above any number of records.
-const MARKER: u32 = 7;
+/// The place of the records beyond what a worker sends, above any number of the others.
+const BEYOND: u32 = 4;
+/// The marker's place, above any number of all of them.
+const MARKER: u32 = 12;
 
 pub const PROBES: &[Probe] = &[
     Probe {
@@ -56,7 +58,7 @@ pub const PROBES: &[Probe] = &[
         sureness: Sureness::Assumed,
         claim: "A request may hold 1,000 records, as the worker's by default; no limit is published.",
         does: "Sends 100, 1,000, 5,000, 10,000 ... records in a request each, up to --max-records.",
-        confirmed_if: "All requests of up to 1,000 are taken, and all their records count.",
+        confirmed_if: "All requests of up to 1,000 are taken, and all records that were taken count.",
         refuted_if: "One of them is refused, or some records do not count.",
         if_refuted: "Set BATCH_MAX_EVENTS to what is taken. (A 413 is handled: the worker halves the batch and remembers.)",
         cost: |settings| {
@@ -70,13 +72,13 @@ pub const PROBES: &[Probe] = &[
         sureness: Sureness::Assumed,
         claim: "A request may have a body of 1 MiB, as the worker's by default; no limit is published.",
         does: "Sends bodies of 256 KiB, 1 MiB, 4 MiB ..., not compressed, up to --max-bytes.",
-        confirmed_if: "All up to 1 MiB are taken.",
-        refuted_if: "One of them is refused.",
+        confirmed_if: "All up to 1 MiB are taken, and all records that were taken count.",
+        refuted_if: "One of them is refused, or some records do not count.",
         if_refuted: "Set BATCH_MAX_BYTES to what is taken. (A 413 is handled: the worker halves the batch and remembers.)",
         cost: |settings| {
             let steps = byte_steps(settings);
             let records: usize = steps.iter().map(|bytes| bytes / PADDING).sum();
-            Cost::sent(records as u64, steps.len() as u64)
+            Cost::billed(records as u64, steps.len() as u64, settings)
         },
         run: |at| Box::pin(body_size(at)),
     },
@@ -131,67 +133,82 @@ fn steps(all: &[usize], max: usize) -> Vec<usize> {
 }
 
 async fn batch_size(at: Arc<Probing>) -> Finding {
+    let steps = record_steps(&at.run.settings);
+    growing(&at, &steps, BATCH_RECORDS, "records", |size, slot| {
+        let records: Vec<_> = (0..size).map(|nth| record(&at, slot, size, nth).text()).collect();
+        (format!("[{}]", records.join(",")), size as u64)
+    })
+    .await
+}
+
+async fn body_size(at: Arc<Probing>) -> Finding {
+    let steps = byte_steps(&at.run.settings);
+    growing(&at, &steps, BATCH_BYTES, "bytes", |size, slot| padded(&at, slot, size)).await
+}
+
+/// Sends requests of growing size until one is not taken, and sees whether all that were taken count. Only what happens
+/// up to `needed` refutes; beyond, it is said how far Amberflo goes.
+async fn growing(
+    at: &Probing,
+    sizes: &[usize],
+    needed: usize,
+    unit: &str,
+    body: impl Fn(usize, u32) -> (String, u64),
+) -> Finding {
     at.register_customer().await?;
-    let (mut taken, mut largest) = (0, 0);
+    let (mut within, mut beyond, mut largest) = (0, 0, 0);
+    // Of the request beyond of which is not known whether it was taken.
+    let mut doubtful = 0;
     let mut stopped = String::new();
-    for size in record_steps(&at.run.settings) {
-        let record =
-            |nth| Record { unique_id: format!("{}-{}-{size}-{nth}", at.run.prefix, at.id), ..at.record(0) }.text();
-        let body = format!("[{}]", (0..size).map(record).collect::<Vec<_>>().join(","));
+    for &size in sizes {
+        let (taken, slot) = if size <= needed { (&mut within, 0) } else { (&mut beyond, BEYOND) };
+        let (body, records) = body(size, slot);
         match at.ingest(&body).await {
-            Ok(answer) if answer.is_ok() => (taken, largest) = (taken + size as u64, size),
-            Ok(answer) if size <= BATCH_RECORDS => {
-                return Ok(Evidence::Refuted(format!("{size} records: {}", answer.brief())));
+            Ok(answer) if answer.is_ok() => (*taken, largest) = (*taken + records, size),
+            Ok(answer) if size <= needed => {
+                return Ok(Evidence::Refuted(format!("{size} {unit}: {}", answer.brief())));
             }
             Ok(answer) => {
                 stopped = format!("; {size}: {}", answer.brief());
                 break;
             }
-            Err(unclear) if size <= BATCH_RECORDS => return Err(unclear),
-            // Whether it was taken is not known.
-            Err(Unclear(reason)) => return Err(Unclear(format!("{largest} records are taken; {size}: {reason}"))),
-        }
-    }
-    let counted = at.settled_after_marker(MARKER, taken).await?.sum % 10_u64.pow(MARKER);
-    let text = format!("{largest} records in a request are taken{stopped}; {counted} of {taken} count");
-    Ok(Evidence::of(counted == taken, text))
-}
-
-async fn body_size(at: Arc<Probing>) -> Finding {
-    at.register_customer().await?;
-    let mut largest = 0;
-    for size in byte_steps(&at.run.settings) {
-        let body = padded(&at, size);
-        let answer = match at.ingest(&body).await {
-            Ok(answer) => answer,
-            Err(unclear) if size <= BATCH_BYTES => return Err(unclear),
+            Err(unclear) if size <= needed => return Err(unclear),
             Err(Unclear(reason)) => {
-                return Ok(Evidence::Confirmed(format!("{largest} bytes are taken; {size}: {reason}")));
+                doubtful = records;
+                stopped = format!("; {size}: {reason}, which may be taken or not");
+                break;
             }
-        };
-        if answer.is_ok() {
-            largest = size;
-        } else if size <= BATCH_BYTES {
-            return Ok(Evidence::Refuted(format!("{size} bytes: {}", answer.brief())));
-        } else {
-            return Ok(Evidence::Confirmed(format!("{largest} bytes are taken; {size}: {}", answer.brief())));
         }
     }
-    Ok(Evidence::Confirmed(format!("{largest} bytes are taken")))
+    let expected = within + beyond * 10_u64.pow(BEYOND);
+    let sum = at.settled_after_marker(MARKER, expected).await?.sum % 10_u64.pow(MARKER);
+    let (counted_within, counted_beyond) = (sum % 10_u64.pow(BEYOND), sum / 10_u64.pow(BEYOND));
+    let do_all_count = counted_within == within && (beyond..=beyond + doubtful).contains(&counted_beyond);
+    let text = format!(
+        "{largest} {unit} in a request are taken{stopped}; {} of {} records count",
+        counted_within + counted_beyond,
+        within + beyond
+    );
+    Ok(Evidence::of(do_all_count, text))
 }
 
-/// An array of almost `size` bytes.
-fn padded(at: &Probing, size: usize) -> String {
+/// One of a request of its own.
+fn record(at: &Probing, slot: u32, size: usize, nth: usize) -> Record {
+    Record { unique_id: format!("{}-{}-{size}-{nth}", at.run.prefix, at.id), ..at.record(slot) }
+}
+
+/// An array of almost `size` bytes, and how many records it holds.
+fn padded(at: &Probing, slot: u32, size: usize) -> (String, u64) {
     let mut body = String::with_capacity(size);
-    for nth in 0.. {
-        let unique_id = format!("{}-{}-{size}-{nth}", at.run.prefix, at.id);
-        let record = Record { unique_id, region: "x".repeat(PADDING), ..at.record(0) }.text();
-        if nth > 0 && body.len() + record.len() + 2 > size {
-            break;
+    let mut records = 0;
+    loop {
+        let record = Record { region: "x".repeat(PADDING), ..record(at, slot, size, records) }.text();
+        if records > 0 && body.len() + record.len() + 2 > size {
+            body.push(']');
+            return (body, records as u64);
         }
-        body.push(if nth == 0 { '[' } else { ',' });
+        body.push(if records == 0 { '[' } else { ',' });
         body.push_str(&record);
+        records += 1;
     }
-    body.push(']');
-    body
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use http::Method;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use crate::verify_amberflo::account::{LOOKS, meter};
@@ -17,9 +17,11 @@ pub const PROBES: &[Probe] = &[
     Probe {
         id: "meter-types",
         sureness: Sureness::Reported,
-        claim: "`meterType` may be `sum_of_all_usage`, `active_users` or `event_duration`; any other is answered 400.",
+        claim: "`meterType` may be `sum_of_all_usage`, `active_users` or `event_duration`; any other is answered 400; \
+                `Invalid meter type` is reported.",
         does: "Creates a meter of each type, and one of the type `no_such_type`.",
-        confirmed_if: "Three are created, and the fourth is answered 400.",
+        confirmed_if: "Three are created, and the fourth is answered 400, whatever the text; whether it is the reported one is \
+                       said.",
         refuted_if: "Any of the three is refused, or the fourth is created.",
         if_refuted: "Little: the control API passes any type on. Its documentation names types that do not work, or not all.",
         cost: |_| Cost::meters(4, 4),
@@ -40,9 +42,9 @@ pub const PROBES: &[Probe] = &[
     Probe {
         id: "meter-update",
         sureness: Sureness::Reported,
-        claim: "`PUT /meters` without an id is answered 400.",
+        claim: "`PUT /meters` without an id is answered 400; `Meter already exists with meterApiName: ...` is reported.",
         does: "Creates a meter, then sends it again with PUT and without an id.",
-        confirmed_if: "400.",
+        confirmed_if: "400, whatever the text; whether it is the reported one is said.",
         refuted_if: "Any other answer.",
         if_refuted: "None: the control API always sends the id of its path.",
         cost: |_| Cost::meters(1, 2 + LOOKS),
@@ -85,6 +87,21 @@ pub const PROBES: &[Probe] = &[
     },
 ];
 
+/// Only a deprecated meter can be deleted, and whether `close_to_deletions` leads there is stated nowhere.
+pub const ON_REQUEST: &[Probe] = &[Probe {
+    id: "meter-locking-deletions",
+    sureness: Sureness::Reported,
+    claim: "`lockingStatus` goes from `open` to `close_to_deletions` and not back; from `close_to_changes` it does not.",
+    does: "Moves a meter to `close_to_deletions`, tries to open it again, then to deprecate it; tries to move another from \
+           `close_to_changes` to `close_to_deletions`.",
+    confirmed_if: "The first step is taken, the second and the last are not; what becomes of the third is said.",
+    refuted_if: "The first step is refused, or the second or the last is carried out.",
+    if_refuted: "If the step is refused: the control API's documentation names a status that does not work. If another is carried \
+                 out: none, it passes every status on.",
+    cost: |_| Cost { lasting_meters: 1, ..Cost::meters(2, 7 + 6 * LOOKS) },
+    run: |at| Box::pin(meter_locking_deletions(at)),
+}];
+
 async fn meter_types(at: Arc<Probing>) -> Finding {
     let mut refused = Vec::new();
     for kind in TYPES {
@@ -97,9 +114,10 @@ async fn meter_types(at: Arc<Probing>) -> Finding {
     let name = at.meter_name("-none");
     let other = at.post_meter(&name, meter(&name, "no_such_type")).await?;
     let text = match &refused[..] {
-        [] => format!("all three are taken; another: {}", other.brief()),
-        _ => format!("{}; another: {}", refused.join("; "), other.brief()),
+        [] => "all three are taken".to_owned(),
+        _ => refused.join("; "),
     };
+    let text = format!("{text}; another: {}", against(&other, "Invalid meter type"));
     Ok(Evidence::of(refused.is_empty() && other.status == 400, text))
 }
 
@@ -123,14 +141,19 @@ async fn meter_update(at: Arc<Probing>) -> Finding {
     let name = at.meter_name("");
     at.create_meter(&name).await?;
     let answer = at.api(Method::PUT, "/meters", Some(meter(&name, TYPES[0]))).await?;
-    Ok(Evidence::of(answer.status == 400, answer.brief()))
+    Ok(Evidence::of(answer.status == 400, against(&answer, "Meter already exists with meterApiName: ")))
+}
+
+/// The answer, and whether it has the text that is reported of it.
+fn against(answer: &Answer, reported: &str) -> String {
+    let is_reported = if answer.body.contains(reported) { "the reported text" } else { "not the reported text" };
+    format!("{}, {is_reported}", answer.brief())
 }
 
 async fn meter_locking(at: Arc<Probing>) -> Finding {
     let name = at.meter_name("");
     at.create_meter(&name).await?;
-    let created = at.look_for_meter(&name, true).await?;
-    let meter = created.ok_or_else(|| Unclear("the meter that was created is not to be found".to_owned()))?;
+    let meter = created(&at, &name).await?;
     let mut steps = Vec::new();
     for forward in ["close_to_changes", "deprecated"] {
         let answer = at.lock_meter(&meter, forward).await?;
@@ -138,14 +161,54 @@ async fn meter_locking(at: Arc<Probing>) -> Finding {
             return Ok(Evidence::Refuted(format!("to {forward}: {}", answer.brief())));
         }
         let back = at.lock_meter(&meter, "open").await?;
-        let now = at.look_for_meter(&name, true).await?;
-        let now = now.as_ref().and_then(|meter| meter.get("lockingStatus")).and_then(Value::as_str).unwrap_or("gone");
+        let now = locking_status(&at, &name).await?;
         steps.push(format!("{forward} to open: {}, is {now}", back.brief()));
         if now != forward {
             return Ok(Evidence::Refuted(steps.join("; ")));
         }
     }
     Ok(Evidence::Confirmed(steps.join("; ")))
+}
+
+async fn created(at: &Probing, name: &str) -> Result<Map<String, Value>, Unclear> {
+    let meter = at.look_for_meter(name, true).await?;
+    meter.ok_or_else(|| Unclear("the meter that was created is not to be found".to_owned()))
+}
+
+async fn locking_status(at: &Probing, name: &str) -> Result<String, Unclear> {
+    let meter = at.look_for_meter(name, true).await?;
+    let status = meter.as_ref().and_then(|meter| meter.get("lockingStatus")).and_then(Value::as_str);
+    Ok(status.unwrap_or("gone").to_owned())
+}
+
+async fn meter_locking_deletions(at: Arc<Probing>) -> Finding {
+    let (active, closed) = (at.meter_name("-active"), at.meter_name(""));
+    at.create_meter(&active).await?;
+    let meter = created(&at, &active).await?;
+    let activated = at.lock_meter(&meter, "close_to_changes").await?;
+    if !activated.is_ok() {
+        return Err(Unclear(format!("the other meter cannot be activated: {}", activated.brief())));
+    }
+    let aside = at.lock_meter(&meter, "close_to_deletions").await?;
+    let active = locking_status(&at, &active).await?;
+
+    at.create_meter(&closed).await?;
+    let meter = created(&at, &closed).await?;
+    let forward = at.lock_meter(&meter, "close_to_deletions").await?;
+    if !forward.is_ok() {
+        return Ok(Evidence::Refuted(format!("open to close_to_deletions: {}", forward.brief())));
+    }
+    let back = at.lock_meter(&meter, "open").await?;
+    let closed = locking_status(&at, &closed).await?;
+    let on = at.lock_meter(&meter, "deprecated").await?;
+    let text = format!(
+        "close_to_changes to close_to_deletions: {}, is {active}; open to close_to_deletions to open: {}, is {closed}; to \
+         deprecated: {}",
+        aside.brief(),
+        back.brief(),
+        on.brief()
+    );
+    Ok(Evidence::of(active == "close_to_changes" && closed == "close_to_deletions", text))
 }
 
 async fn meter_deletion(at: Arc<Probing>) -> Finding {

@@ -20,6 +20,20 @@ async fn audit_of(records: &[String], manifest: &Path, letters: &str) -> Ended {
     Ended::of(audit(&[manifest], &format!("sandbox={url}"), letters).arg("--settle=0s")).await
 }
 
+/// Asserts that the lines of tenants and meters account for everything that is wrong with the run.
+fn assert_lines_add_up(told: &Ended) {
+    let lines = told.json["tenants"].as_array().unwrap();
+    let kinds = ["lost", "double_billed", "late", "misbilled", "underbilled", "missing_dead_letters", "unexpected"];
+    for kind in kinds {
+        let sum: u64 = lines.iter().map(|line| line[kind].as_u64().unwrap()).sum();
+        assert_eq!(sum, told.number(kind), "{kind}: {}", told.said);
+    }
+    for line in lines {
+        assert_eq!(line["is_sound"], kinds.iter().all(|kind| line[kind] == 0), "{line}");
+    }
+    assert!(told.said.contains("  differs: "), "{}", told.said);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_planted_difference_is_found() {
     let (dev, dir) = (Dev::start().await, TempDir::new().unwrap());
@@ -61,6 +75,7 @@ async fn every_planted_difference_is_found() {
         let told = audit_of(&planted, &manifest, &letters).await;
         assert_eq!((told.code, told.number(kind)), (Some(1), 1), "{kind}: {}", told.said);
         assert!(told.json["findings"].to_string().contains(named), "{kind}: {}", told.said);
+        assert_lines_add_up(&told);
         assert_eq!(told.said.contains("may still be under way"), kind == "lost", "{kind}: {}", told.said);
     }
 
@@ -92,6 +107,7 @@ async fn every_planted_difference_is_found() {
             .await;
     let missing = sound.number("malformed") + sound.number("conflicts");
     assert_eq!((told.code, told.number("missing_dead_letters")), (Some(1), missing), "{}", told.said);
+    assert_lines_add_up(&told);
 
     // What cannot be looked at is no difference.
     let nowhere = Ended::of(&mut audit(&[&manifest], "sandbox=http://127.0.0.1:1", &letters)).await;
