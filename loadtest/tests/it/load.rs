@@ -114,6 +114,8 @@ async fn a_run_on_the_bus_is_audited_and_found_sound() {
     let run = run_on_bus(&dev, &one, &[&metrics, &format!("--report={}", report.display())]).await;
     assert_eq!(run.code, Some(0), "{}", run.said);
     assert!(run.number("arrived") >= 450 && run.number("arrived") == run.number("acknowledged"), "{}", run.said);
+    // How it went, while it did.
+    assert!(run.said.contains("acknowledged ") && run.said.contains("  p99 "), "{}", run.said);
     let seconds = run.json["seconds"].as_array().unwrap();
     let sum = |name: &str| seconds.iter().map(|second| second[name].as_u64().unwrap()).sum::<u64>();
     assert_eq!((sum("arrived"), sum("acknowledged")), (run.number("arrived"), run.number("acknowledged")));

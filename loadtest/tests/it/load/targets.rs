@@ -1,6 +1,10 @@
 //! Runs on the other targets: the control API, the local stream and Kinesis.
 
-use emulators::{Kinesis, Moto, Stream, create_queue, environment, skip};
+use std::collections::BTreeSet;
+
+use aws_sdk_eventbridge::Client;
+use emulators::{Kinesis, Moto, Stream, configuration, create_queue, environment, skip, take_messages};
+use serde_json::Value;
 use tempfile::TempDir;
 
 use super::{Ended, audit, file, ledger_of, letters_of, sandbox};
@@ -35,6 +39,33 @@ async fn the_local_stream_takes_events_beside_its_worker() {
     let told = Ended::of(&mut audit(&[&manifest], &ledger_of(&dev), &letters_of(&dev))).await;
     assert_eq!((told.code, told.number("delivered")), (Some(0), 360), "{}", told.said);
     dev.stop().await;
+}
+
+/// EventBridge as moto emulates it, with a rule on a bus of its own, as SBT has them.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_bus_of_aws_gives_events_to_its_rules() {
+    let moto = match Moto::start().await {
+        Ok(moto) => moto,
+        Err(reason) => return skip("load-eventbridge", &reason),
+    };
+    let dir = TempDir::new().unwrap();
+    let queue = create_queue(&moto.url, "usage").await;
+    let client = Client::new(&configuration(&moto.url));
+    client.create_event_bus().name("sbt").send().await.unwrap();
+    let pattern = r#"{"detail": {"tenantId": [{"exists": true}]}}"#;
+    client.put_rule().name("usage").event_bus_name("sbt").event_pattern(pattern).send().await.unwrap();
+    let to_queue = aws_sdk_eventbridge::types::Target::builder().id("queue");
+    let to_queue = to_queue.arn("arn:aws:sqs:us-east-1:123456789012:usage").build().unwrap();
+    client.put_targets().rule("usage").event_bus_name("sbt").targets(to_queue).send().await.unwrap();
+
+    let mut command = loadtest(&["run", "--json", "--target=bus", "--bus-name=sbt", "--rate=50", "--duration=2s"]);
+    command.arg(format!("--endpoint-url={}", moto.url)).envs(environment(&moto.url, &moto.url));
+    let run = Ended::of(command.arg("--manifest").arg(file(&dir, "manifest"))).await;
+    assert_eq!((run.code, run.number("acknowledged")), (Some(0), 100), "{}", run.said);
+    let messages = take_messages(&moto.url, &queue).await;
+    let envelopes = messages.iter().map(|message| serde_json::from_str::<Value>(message.body().unwrap()).unwrap());
+    let ids: BTreeSet<_> = envelopes.map(|envelope| envelope["detail"]["uniqueId"].to_string()).collect();
+    assert_eq!((messages.len(), ids.len()), (100, 100));
 }
 
 #[tokio::test(flavor = "multi_thread")]
