@@ -144,11 +144,15 @@ impl Amberflo {
     /// One attempt, or two where the key has changed since: a call whose key is refused is not carried out.
     async fn attempt(&self, call: &Call<'_>) -> Result<Bytes, ApiError> {
         let mut result = self.client.call(call).await;
-        if result.as_ref().is_err_and(is_about_our_key) {
+        if let Err(error) = &result
+            && is_about_our_key(error)
+        {
             let mut keys = self.keys.subscribe();
             keys.mark_unchanged();
-            self.keys.refresh().await;
-            if keys.has_changed().unwrap_or(false) {
+            if !error.key_was_replaced {
+                self.keys.refresh().await;
+            }
+            if error.key_was_replaced || keys.has_changed().unwrap_or(false) {
                 result = self.client.call(call).await;
             }
         }

@@ -2,6 +2,7 @@
 //! that holds for everyone, and a pause while the key or the address is wrong.
 
 mod observed;
+mod paused;
 mod rate;
 
 use std::num::NonZeroU32;
@@ -12,12 +13,15 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 pub use observed::{Cut, Observed, Pause};
+use paused::Paused;
 use rate::Rate;
 
 /// How often one batch tries whether a pause can end.
 pub const PROBE_INTERVAL: Duration = Duration::from_secs(30);
 /// The window of the concurrency limit: at most one cut, and +1 only after one without a cut.
 const WINDOW: Duration = Duration::from_secs(1);
+/// Two probes: after a pause of that length the key has been mended.
+const LONG_PAUSE: Duration = Duration::from_secs(60);
 const CUT_ON_429: f64 = 0.5;
 const CUT_ON_FAILURE: f64 = 0.9;
 
@@ -64,10 +68,9 @@ struct State {
     last_cut: Option<(Instant, Cut)>,
     limit_reached: bool,
     retry_after: Option<Instant>,
-    next_probe: Option<Instant>,
-    /// Since when sending is paused, and what was answered then.
-    paused: Option<(Instant, String)>,
+    paused: Option<Paused>,
     last_delivery_began: Option<Instant>,
+    fresh_start: Option<Instant>,
     waited: WaitTime,
 }
 
@@ -97,9 +100,9 @@ impl Limiter {
                 last_cut: None,
                 limit_reached: false,
                 retry_after: None,
-                next_probe: None,
                 paused: None,
                 last_delivery_began: None,
+                fresh_start: None,
                 waited: WaitTime::default(),
             }),
             turn: tokio::sync::Mutex::new(()),
@@ -151,20 +154,26 @@ impl Limiter {
     /// Whether sending is paused because the key or the address is wrong.
     #[must_use]
     pub fn is_paused(&self) -> bool {
-        self.state().next_probe.is_some()
+        self.state().paused.is_some()
     }
 
     /// Whether nothing is under way and nothing will be sent for a while: a pause, or a `Retry-After` that is not over.
     #[must_use]
     pub fn is_blocked(&self) -> bool {
         let state = self.state();
-        let is_held = state.next_probe.is_some() || state.retry_after.is_some_and(|until| until > Instant::now());
+        let next_probe = state.paused.as_ref().map(|paused| paused.next_probe);
+        let is_held = next_probe.max(state.retry_after).is_some_and(|until| until > Instant::now());
         is_held && state.in_flight == 0
     }
 
-    /// Lets a batch try at once whether the pause can end: the key has changed.
-    pub fn probe_now(&self) {
-        self.state().probe_at(Instant::now());
+    /// The key has changed: a batch may try at once whether a pause can end.
+    pub fn key_changed(&self) {
+        let mut state = self.state();
+        state.fresh_start = Some(Instant::now());
+        if let Some(paused) = &mut state.paused {
+            paused.next_probe = Instant::now();
+        }
+        drop(state);
         self.changed.notify_one();
     }
 
@@ -174,10 +183,10 @@ impl Limiter {
         self.state().last_delivery_began.is_some_and(|began| began > then)
     }
 
-    /// Whether a request that began so lately was delivered.
+    /// Whether the key has changed after `then`, or a long pause ended: what was refused before says nothing of now.
     #[must_use]
-    pub fn has_delivered_within(&self, time: Duration) -> bool {
-        self.state().last_delivery_began.is_some_and(|began| began.elapsed() < time)
+    pub fn has_begun_anew_since(&self, then: Instant) -> bool {
+        self.state().fresh_start.is_some_and(|start| start > then)
     }
 
     /// The present limit of requests in flight.
@@ -194,8 +203,8 @@ impl Limiter {
         if let Some(until) = state.retry_after.filter(|until| *until > now) {
             return Err((Some(until), Limit::RetryAfter));
         }
-        if let Some(probe) = state.next_probe.filter(|probe| *probe > now) {
-            return Err((Some(probe), Limit::RetryAfter));
+        if let Some(paused) = state.paused.as_ref().filter(|paused| paused.next_probe > now) {
+            return Err((Some(paused.next_probe), Limit::RetryAfter));
         }
         if state.in_flight >= state.concurrency as u32 {
             state.limit_reached = true;
@@ -204,8 +213,8 @@ impl Limiter {
         if let Some(rate) = &mut state.rate {
             rate.check(now).map_err(|until| (Some(until), Limit::Requests))?;
         }
-        if let Some(probe) = &mut state.next_probe {
-            *probe = now + PROBE_INTERVAL;
+        if let Some(paused) = &mut state.paused {
+            paused.next_probe = now + PROBE_INTERVAL;
         }
         state.in_flight += 1;
         state.limit_reached |= state.in_flight >= state.concurrency as u32;
@@ -220,7 +229,7 @@ impl Limiter {
         match outcome {
             Outcome::Delivered => {
                 state.last_delivery_began = state.last_delivery_began.max(Some(began));
-                state.prove_key(began, now);
+                state.end_pause_if(|paused| paused.delivered(began));
             }
             Outcome::SlowDown(wait) => {
                 cut(&mut state, CUT_ON_429, cause, now);
@@ -231,16 +240,20 @@ impl Limiter {
                 state.hold_for(now, wait);
             }
             Outcome::Refused => {
-                // A late answer to the old key says nothing about the new one.
+                // A late answer from before a delivery says nothing about now.
                 let is_outdated = state.last_delivery_began > Some(began);
-                if state.next_probe.is_none() && !is_outdated {
-                    tracing::error!("sending is paused: Amberflo's answer says that the API key or the URL is wrong");
-                    state.next_probe = Some(now + PROBE_INTERVAL);
-                    state.paused = Some((now, cause.to_owned()));
+                match &mut state.paused {
+                    Some(paused) => paused.refused(began),
+                    None if is_outdated => {}
+                    paused @ None => {
+                        tracing::error!(
+                            "sending is paused: Amberflo's answer says that the API key or the URL is wrong"
+                        );
+                        *paused = Some(Paused::new(began, cause));
+                    }
                 }
             }
-            // Or each part of a batch that is searched for a bad record would have to wait for the next probe.
-            Outcome::Answered => state.probe_at(now),
+            Outcome::Answered => state.end_pause_if(Paused::answered),
             Outcome::Inconclusive => {}
         }
         metrics::gauge!("ingest_concurrency_limit").set(state.concurrency.floor());
@@ -267,6 +280,12 @@ impl Limiter {
 }
 
 impl Permit {
+    /// When it was given: the request began then.
+    #[must_use]
+    pub const fn given_at(&self) -> Instant {
+        self.given_at
+    }
+
     /// Says what became of the request.
     pub fn report(self, outcome: Outcome) {
         self.report_because(outcome, "");
@@ -290,25 +309,15 @@ impl Drop for Permit {
 
 impl State {
     fn show_pause(&self) {
-        metrics::gauge!("ingest_paused").set(f64::from(u8::from(self.next_probe.is_some())));
+        metrics::gauge!("ingest_paused").set(f64::from(u8::from(self.paused.is_some())));
     }
 
-    /// A request that began at `began` was delivered: key and address were right then.
-    fn prove_key(&mut self, began: Instant, now: Instant) {
-        if self.paused.as_ref().is_some_and(|(since, _)| began < *since) {
-            // They may have been changed since. One request finds out.
-            return self.probe_at(now);
-        }
-        self.paused = None;
-        if self.next_probe.take().is_some() {
+    fn end_pause_if(&mut self, is_over: impl FnOnce(&mut Paused) -> bool) {
+        if let Some(paused) = self.paused.take_if(is_over) {
+            if paused.since.elapsed() >= LONG_PAUSE {
+                self.fresh_start = Some(Instant::now());
+            }
             tracing::info!("Amberflo accepts requests again");
-        }
-    }
-
-    /// If there is a pause, one request may try then whether it can end.
-    fn probe_at(&mut self, at: Instant) {
-        if let Some(probe) = &mut self.next_probe {
-            *probe = at;
         }
     }
 

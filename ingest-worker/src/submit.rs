@@ -33,13 +33,12 @@ const UNCONFIRMED_ATTEMPTS: u32 = 3;
 /// How long a record must be answered 403 while others are delivered until it is to blame: some of Amberflo's servers may
 /// know a new key before others.
 const FORBIDDEN_AFTER: Duration = Duration::from_secs(30);
-/// Without a delivery for so long, 403 is everybody's problem again.
-const SUSPECT_PATIENCE: Duration = Duration::from_secs(60);
 
 static FAILING: Trouble = Trouble::new();
 /// Of all batches, since the last line about failures: what one that hangs has met must not be hidden behind others.
 static MOST_FAILURES: AtomicU32 = AtomicU32::new(0);
 static REFUSED: Trouble = Trouble::new();
+static FORBIDDEN: Trouble = Trouble::new();
 static UNSTORED: Trouble = Trouble::new();
 
 /// What became of a batch.
@@ -252,8 +251,11 @@ async fn on_failure(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError)
 
 /// The key or the address is wrong; or, with 403, this parcel alone is not wanted.
 async fn on_refusal(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError, permit: Permit) -> Next {
-    let blame =
-        if error.status == Some(StatusCode::FORBIDDEN) { blame_for_403(&shard.limiter, parcel) } else { Blame::Key };
+    let blame = if error.status == Some(StatusCode::FORBIDDEN) {
+        blame_for_403(&shard.limiter, parcel, permit.given_at())
+    } else {
+        Blame::Key
+    };
     match blame {
         Blame::Key => {
             if let Some(omitted) = REFUSED.again() {
@@ -268,6 +270,9 @@ async fn on_refusal(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError,
             Next::Divide(Reason::Rejected, parcel.suspicion)
         }
         Blame::Unclear => {
+            if let Some(omitted) = FORBIDDEN.again() {
+                tracing::warn!(shard = %shard.id, records = parcel.items.len(), %error, omitted, "refused alone; trying again");
+            }
             permit.report(Outcome::Inconclusive);
             shard.fence.guard(shard.keys.refresh()).await;
             shard.waiting_for_evidence(sleep(parcel.backoff.next_delay())).await;
@@ -276,28 +281,27 @@ async fn on_refusal(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError,
     }
 }
 
-fn blame_for_403(limiter: &Limiter, parcel: &mut Parcel) -> Blame {
+/// `sent` is when the refused request left. A suspect that is refused while nothing else is sent says nothing about the
+/// key: it starts no pause, and waits for evidence.
+fn blame_for_403(limiter: &Limiter, parcel: &mut Parcel, sent: Instant) -> Blame {
     let now = Instant::now();
-    let previous = parcel.last_refusal.replace(now).unwrap_or(now);
+    let previous = parcel.last_refusal.replace(now).unwrap_or(sent);
     // Between this refusal and the one before, another was delivered: it is not the key, not now.
     let is_alone = limiter.has_delivered_since(previous);
     let since = match parcel.suspicion {
-        Some(Suspicion::Forbidden(since)) => since,
+        Some(Suspicion::Forbidden(since)) if !limiter.has_begun_anew_since(since) => since,
         _ if is_alone => now,
-        _ => return Blame::Key,
+        _ => {
+            parcel.suspicion = None;
+            return Blame::Key;
+        }
     };
     parcel.suspicion = Some(Suspicion::Forbidden(since));
     let is_to_blame = match parcel.items.len() {
-        1 => now - since >= FORBIDDEN_AFTER && limiter.has_delivered_since(since),
+        1 => is_alone && !limiter.is_paused() && now - since >= FORBIDDEN_AFTER,
         _ => is_alone,
     };
-    if !limiter.has_delivered_within(SUSPECT_PATIENCE) {
-        Blame::Key
-    } else if is_to_blame {
-        Blame::Parcel
-    } else {
-        Blame::Unclear
-    }
+    if is_to_blame { Blame::Parcel } else { Blame::Unclear }
 }
 
 /// What was answered, or happened instead.

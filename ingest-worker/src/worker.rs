@@ -77,7 +77,7 @@ impl Worker {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                Ok(()) = key.changed() => self.common.limiter.probe_now(),
+                Ok(()) = key.changed() => self.common.limiter.key_changed(),
                 Some(ended) = scan.tasks.join_next_with_id() => self.ended(&mut scan, ended),
                 _ = scans.tick() => {
                     let Some(looked) = stop.run_until_cancelled(self.look(&mut scan)).await else { break };

@@ -18,8 +18,8 @@ use crate::service::Trouble;
 pub use secrets_manager::Secret;
 
 /// After an answer that blames the key, it is read again at most this often. Well below the 30 s between the probes of a
-/// worker that is paused: each probe that is refused reads it, whether its answer took long or not.
-pub const MIN_REFRESH_INTERVAL: Duration = Duration::from_secs(15);
+/// worker that is paused: each probe that is refused reads it, unless its answer came 25 s sooner than the one before.
+pub const MIN_REFRESH_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A shorter key is no secret, and may be a part of any word.
 const MIN_REDACTED_BYTES: usize = 8;

@@ -150,7 +150,7 @@ async fn stop_in_time(
         tokio::select! {
             biased;
             () = sleep_until(ends.stop) => break,
-            Ok(()) = key.changed() => shard.limiter.probe_now(),
+            Ok(()) = key.changed() => shard.limiter.key_changed(),
             Ok(()) = settled.changed() => progress_at = Instant::now(),
             () = sleep(TICK) => {
                 if shard.limiter.has_delivered_since(progress_at) {

@@ -66,10 +66,10 @@ impl Limiter {
             in_flight: state.in_flight,
             last_cut: state.last_cut.as_ref().map(|(at, cut)| Cut { ago: at.elapsed(), ..cut.clone() }),
             retry_after: state.retry_after.map(left).filter(|left| !left.is_zero()),
-            pause: state.next_probe.map(|probe| Pause {
-                lasted: state.paused.as_ref().map_or(Duration::ZERO, |(since, _)| since.elapsed()),
-                cause: state.paused.as_ref().map(|(_, cause)| cause.clone()).unwrap_or_default(),
-                next_probe: left(probe),
+            pause: state.paused.as_ref().map(|paused| Pause {
+                lasted: paused.since.elapsed(),
+                cause: paused.cause.clone(),
+                next_probe: left(paused.next_probe),
             }),
         }
     }

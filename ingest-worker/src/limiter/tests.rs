@@ -141,7 +141,7 @@ async fn a_pause_lets_one_probe_through_at_a_time_until_one_succeeds() {
     assert!(is_blocked(&limiter).await, "one probe only");
     probe.report(Outcome::Refused);
     assert!(is_blocked(&limiter).await);
-    limiter.probe_now();
+    limiter.key_changed();
     permit(&limiter).await.report(Outcome::Delivered);
     assert!(!limiter.is_paused());
     assert!(!is_blocked(&limiter).await);
@@ -157,13 +157,15 @@ async fn after_a_probe_whose_records_are_refused_comes_the_next() {
         assert!(is_blocked(&limiter).await, "{outcome:?}");
     }
     permit(&limiter).await.report(Outcome::Answered);
-    for _ in 0..3 {
-        let probe = permit(&limiter).await;
-        assert!(is_blocked(&limiter).await, "one at a time");
-        probe.report(Outcome::Answered);
-    }
-    permit(&limiter).await.report(Outcome::Delivered);
+    let answered = Instant::now();
+    let probe = permit(&limiter).await;
+    assert!(is_blocked(&limiter).await, "one at a time");
+    probe.report(Outcome::Answered);
+    assert!(limiter.is_paused());
+    // The third says that it cannot be the key.
+    permit(&limiter).await.report(Outcome::Answered);
     assert!(!limiter.is_paused() && !is_blocked(&limiter).await);
+    assert!(answered.elapsed() < PROBE_INTERVAL);
 }
 
 #[tokio::test(start_paused = true)]
@@ -174,10 +176,45 @@ async fn a_delivery_from_before_a_pause_lets_one_try() {
     permit(&limiter).await.report(Outcome::Refused);
     early.report(Outcome::Delivered);
     assert!(limiter.is_paused());
+    let reported = Instant::now();
     let probe = permit(&limiter).await;
+    assert_eq!(reported.elapsed(), Duration::ZERO);
     assert!(is_blocked(&limiter).await, "one probe only");
     probe.report(Outcome::Delivered);
     assert!(!limiter.is_paused());
+}
+
+/// However late it is answered: it was sent after what was refused.
+#[tokio::test(start_paused = true)]
+async fn a_delivery_of_what_was_sent_after_the_refused_request_ends_the_pause() {
+    let limiter = limiter(8, 0.0);
+    let refused = permit(&limiter).await;
+    advance(Duration::from_secs(1)).await;
+    let later = permit(&limiter).await;
+    advance(Duration::from_secs(1)).await;
+    refused.report(Outcome::Refused);
+    later.report(Outcome::Delivered);
+    assert!(!limiter.is_paused());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_key_and_the_end_of_a_long_pause_are_a_fresh_start() {
+    let limiter = limiter(8, 0.0);
+    let began = Instant::now();
+    let pause = async |length: Duration| {
+        permit(&limiter).await.report(Outcome::Refused);
+        advance(length).await;
+        permit(&limiter).await.report(Outcome::Delivered);
+    };
+    pause(LONG_PAUSE / 2).await;
+    assert!(!limiter.has_begun_anew_since(began));
+    pause(LONG_PAUSE).await;
+    assert!(limiter.has_begun_anew_since(began));
+    let ended = Instant::now();
+    advance(Duration::from_secs(1)).await;
+    assert!(!limiter.has_begun_anew_since(ended));
+    limiter.key_changed();
+    assert!(limiter.has_begun_anew_since(ended));
 }
 
 #[tokio::test(start_paused = true)]
@@ -231,7 +268,7 @@ async fn a_late_refusal_of_the_old_key_does_not_pause_again() {
     let (old, first) = (permit(&limiter).await, permit(&limiter).await);
     first.report(Outcome::Refused);
     advance(Duration::from_secs(1)).await;
-    limiter.probe_now();
+    limiter.key_changed();
     permit(&limiter).await.report(Outcome::Delivered);
     old.report(Outcome::Refused);
     assert!(!limiter.is_paused());

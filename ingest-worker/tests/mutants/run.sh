@@ -129,11 +129,8 @@ bug_suspicion_after_one_failure() { # a batch that was divided for another reaso
 }
 bug_blame_after_one_403() { # though other servers of Amberflo may not know a new key yet
     plant ingest-worker/src/submit.rs \
-        '1 => now - since >= FORBIDDEN_AFTER && limiter' \
-        '1 => limiter'
-    plant ingest-worker/src/submit.rs \
-        'limiter.has_delivered_since(since),' \
-        'is_alone,'
+        '1 => is_alone && !limiter.is_paused() && now - since >= FORBIDDEN_AFTER,' \
+        '1 => is_alone,'
 }
 bug_pause_for_a_replaced_key() {
     plant ingest-worker/src/submit.rs \

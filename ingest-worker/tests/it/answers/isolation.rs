@@ -1,8 +1,9 @@
 //! 400, 422, 413, 403 for one record, and the record that only ever meets 5xx: the culprit is found, its neighbours
 //! are delivered.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::num::NonZeroUsize;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -199,25 +200,56 @@ async fn a_403_for_everyone_that_begins_beside_a_delivery_dead_letters_nothing()
 #[tokio::test(start_paused = true)]
 async fn a_403_now_and_then_while_others_succeed_dead_letters_nothing() {
     let world = World::new(4);
-    let began = Instant::now();
-    let requests = AtomicU32::new(0);
+    let (requests, first_seen) = (AtomicU32::new(0), Mutex::new(HashMap::new()));
     world.wire.script(move |sent| {
-        let is_known = requests.fetch_add(1, Ordering::Relaxed).is_multiple_of(2);
-        let is_over = sent.at.duration_since(began) > 20 * SECOND;
-        let verdict = if is_known || is_over { Verdict::Pass } else { Verdict::Answer(answer(403, &[], "Forbidden")) };
-        (SECOND / 10, verdict)
+        let id = sent.records()[0]["uniqueId"].to_string();
+        let first = *first_seen.lock().unwrap().entry(id).or_insert(sent.at);
+        let is_known = requests.fetch_add(1, Ordering::Relaxed).is_multiple_of(2) || sent.at - first > 20 * SECOND;
+        (SECOND / 10, if is_known { Verdict::Pass } else { Verdict::Answer(answer(403, &[], "Forbidden")) })
     });
     let options = Options { batch_max_events: 1, ..Options::default() };
     let _worker = world.start_with(options).await;
-    for second in 0..60 {
+    for second in 0..120 {
         world.put((0..8).map(|n| usage(&format!("tenant-{n}"), second * 8 + n))).await;
         sleep(SECOND).await;
     }
-    world.settle_within(5 * MINUTE).await;
-    assert!(world.wire.sent().len() > 480 + 10, "{} requests", world.wire.sent().len());
+    world.settle_within(10 * MINUTE).await;
+    assert!(world.wire.sent().len() > 960 + 200, "{} requests", world.wire.sent().len());
     let letters: Vec<_> = world.letters().await.into_iter().map(|letter| letter.detail).collect();
     assert!(letters.is_empty(), "{letters:?}");
-    world.assert_billed_without_copies(480);
+    world.assert_billed_without_copies(960);
+}
+
+/// What was held against a record before everyone was refused says nothing afterwards.
+#[tokio::test(start_paused = true)]
+async fn a_403_for_everyone_clears_a_record_that_was_suspected_before() {
+    // Nothing else is sent then, or something all the time.
+    for (access_ends, access_returns, puts) in [(5 * SECOND, MINUTE, 5), (10 * SECOND, 10 * MINUTE, 900)] {
+        let world = World::new(4);
+        let began = Instant::now();
+        let refusals_after = AtomicU32::new(0);
+        world.wire.script(move |sent| {
+            let elapsed = sent.at.duration_since(began);
+            let is_suspect = sent.records().iter().any(|record| record["uniqueId"] == "bad-1");
+            let is_refused = match elapsed {
+                early if early < access_ends => is_suspect,
+                late if late > access_returns => is_suspect && refusals_after.fetch_add(1, Ordering::Relaxed) == 0,
+                _ => true,
+            };
+            let forbidden = answer(403, &[], "Forbidden");
+            (SECOND / 10, if is_refused { Verdict::Answer(forbidden) } else { Verdict::Pass })
+        });
+        let _worker = world.start_with(Options { batch_max_events: 1, ..Options::default() }).await;
+        world.put([bad("tenant-3")]).await;
+        for second in 0..puts {
+            world.put((0..4).map(|n| usage(&format!("tenant-{n}"), second * 4 + n))).await;
+            sleep(SECOND).await;
+        }
+        world.settle_within(5 * MINUTE).await;
+        let letters: Vec<_> = world.letters().await.into_iter().map(|letter| letter.detail).collect();
+        assert!(letters.is_empty(), "{letters:?}");
+        world.assert_billed_without_copies(4 * puts + 1);
+    }
 }
 
 /// One batch that only ever meets 5xx, while others are delivered.
