@@ -162,12 +162,13 @@ impl Balancer {
     }
 }
 
-/// A lease of the other worker that holds most of them, if those are at least `minimum`.
+/// A lease of the other worker that holds most of them, if those are at least `minimum`. What it was asked for does not
+/// count, for it will hand that over: of two leases only one is asked for, however many workers have none.
 fn busiest<'a>(loads: &BTreeMap<&WorkerId, Vec<&'a Lease>>, me: &WorkerId, minimum: usize) -> Option<&'a Lease> {
-    let others = loads.iter().filter(|(worker, _)| **worker != me).map(|(_, leases)| leases);
-    let most = others.max_by_key(|leases| leases.len()).filter(|leases| leases.len() >= minimum)?;
-    let unasked: Vec<&Lease> = most.iter().copied().filter(|lease| lease.wanted_by.is_none()).collect();
-    fastrand::choice(unasked)
+    let others = loads.iter().filter(|(worker, _)| **worker != me);
+    let unasked = others.map(|(_, leases)| leases.iter().copied().filter(|lease| lease.wanted_by.is_none()));
+    let most = unasked.map(Iterator::collect::<Vec<_>>).max_by_key(Vec::len)?;
+    if most.len() >= minimum { fastrand::choice(most) } else { None }
 }
 
 /// Whether there is something to do for the lease: its shard is not finished, and all that its parents held is settled,
@@ -267,6 +268,14 @@ mod tests {
             assert!(plan.claim.is_empty() && plan.ask.is_none(), "{plan:?}");
             tokio::time::advance(Duration::from_millis(50)).await;
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_owner_of_two_that_hands_one_over_is_asked_for_no_other() {
+        let mut table = leases(&[Some("a"), Some("a")]);
+        table[0].wanted_by = Some(worker("b"));
+        let plan = balancer("c").plan(&table, &shards(&table), &BTreeSet::new());
+        assert!(plan.ask.is_none(), "or the owner would be left with none: {plan:?}");
     }
 
     #[tokio::test(start_paused = true)]
