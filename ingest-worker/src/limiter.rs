@@ -4,6 +4,7 @@
 mod observed;
 mod paused;
 mod rate;
+mod waited;
 
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,16 +16,18 @@ use tokio::time::{Instant, sleep_until};
 pub use observed::{Cut, Observed, Pause};
 use paused::Paused;
 use rate::Rate;
+pub use waited::LIMITS;
+use waited::{Limit, WaitTime};
 
 /// How often one batch tries whether a pause can end.
 pub const PROBE_INTERVAL: Duration = Duration::from_secs(30);
 /// The window of the concurrency limit: at most one cut, and +1 only after one without a cut.
 const WINDOW: Duration = Duration::from_secs(1);
-/// Two probes: after a pause of that length the key has been mended.
-const LONG_PAUSE: Duration = Duration::from_secs(60);
 const CUT_ON_429: f64 = 0.5;
 const CUT_ON_FAILURE: f64 = 0.9;
 
+/// Two probes: after a pause of that length the key has been mended.
+const LONG_PAUSE: Duration = Duration::from_secs(60);
 /// A long wait is counted in parts, while it goes on.
 const COUNT_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -41,8 +44,8 @@ pub enum Outcome {
     Refused,
     /// Amberflo does not like what this request holds; most likely it has looked at the key before.
     Answered,
-    /// It says nothing about the key: 403 to a request that may be the only one to meet it, or a refusal of a key that has
-    /// been replaced meanwhile.
+    /// It says nothing about the key: 403 to a request that may be the only one to meet it, 413, or a refusal of a key that
+    /// has been replaced meanwhile.
     Inconclusive,
 }
 
@@ -70,8 +73,18 @@ struct State {
     retry_after: Option<Instant>,
     paused: Option<Paused>,
     last_delivery_began: Option<Instant>,
+    /// When the key changed or a long pause ended, whichever came later.
     fresh_start: Option<Instant>,
     waited: WaitTime,
+}
+
+/// What is known of all requests, to judge one by.
+#[derive(Clone, Copy, Debug)]
+pub struct Evidence {
+    last_delivery_began: Option<Instant>,
+    fresh_start: Option<Instant>,
+    /// The key or the address is wrong, as far as is known.
+    pub is_paused: bool,
 }
 
 /// The right to send one request, now.
@@ -171,22 +184,21 @@ impl Limiter {
         let mut state = self.state();
         state.fresh_start = Some(Instant::now());
         if let Some(paused) = &mut state.paused {
-            paused.next_probe = Instant::now();
+            paused.probe_in(Duration::ZERO);
         }
         drop(state);
         self.changed.notify_one();
     }
 
-    /// Whether a request that began after `then` was delivered: proof that Amberflo worked after that.
+    /// What is known of all requests, to judge one by.
     #[must_use]
-    pub fn has_delivered_since(&self, then: Instant) -> bool {
-        self.state().last_delivery_began.is_some_and(|began| began > then)
-    }
-
-    /// Whether the key has changed after `then`, or a long pause ended: what was refused before says nothing of now.
-    #[must_use]
-    pub fn has_begun_anew_since(&self, then: Instant) -> bool {
-        self.state().fresh_start.is_some_and(|start| start > then)
+    pub fn evidence(&self) -> Evidence {
+        let state = self.state();
+        Evidence {
+            last_delivery_began: state.last_delivery_began,
+            fresh_start: state.fresh_start,
+            is_paused: state.paused.is_some(),
+        }
     }
 
     /// The present limit of requests in flight.
@@ -214,7 +226,7 @@ impl Limiter {
             rate.check(now).map_err(|until| (Some(until), Limit::Requests))?;
         }
         if let Some(paused) = &mut state.paused {
-            paused.next_probe = now + PROBE_INTERVAL;
+            paused.probe_in(PROBE_INTERVAL);
         }
         state.in_flight += 1;
         state.limit_reached |= state.in_flight >= state.concurrency as u32;
@@ -253,8 +265,12 @@ impl Limiter {
                     }
                 }
             }
-            Outcome::Answered => state.end_pause_if(Paused::answered),
-            Outcome::Inconclusive => {}
+            Outcome::Answered => state.end_pause_if(|paused| paused.answered(began)),
+            Outcome::Inconclusive => {
+                if let Some(paused) = &mut state.paused {
+                    paused.inconclusive();
+                }
+            }
         }
         metrics::gauge!("ingest_concurrency_limit").set(state.concurrency.floor());
         state.show_pause();
@@ -276,6 +292,20 @@ impl Limiter {
     fn state(&self) -> MutexGuard<'_, State> {
         // Nothing in here panics while it holds the lock; a poisoned one is as good as new.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Evidence {
+    /// Whether a request that began after `then` was delivered: proof that Amberflo worked after that.
+    #[must_use]
+    pub fn is_delivered_since(&self, then: Instant) -> bool {
+        self.last_delivery_began > Some(then)
+    }
+
+    /// Whether the key has changed after `then`, or a long pause ended: what was refused before says nothing of now.
+    #[must_use]
+    pub fn has_begun_anew_since(&self, then: Instant) -> bool {
+        self.fresh_start > Some(then)
     }
 }
 
@@ -348,31 +378,6 @@ impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.limiter.state().waited.add(self.limit, self.since.elapsed());
     }
-}
-
-/// Prometheus counters of the `metrics` crate are whole numbers: fractions of a second wait here for the next one.
-#[derive(Default)]
-struct WaitTime([Duration; 3]);
-
-impl WaitTime {
-    fn add(&mut self, limit: Limit, waited: Duration) {
-        let total = &mut self.0[limit as usize];
-        *total += waited;
-        let label = LIMITS[limit as usize];
-        metrics::counter!("ingest_limiter_wait_seconds_total", "limit" => label).increment(total.as_secs());
-        *total -= Duration::from_secs(total.as_secs());
-    }
-}
-
-/// The labels of what a request waits for, in the order of `Limit`.
-pub const LIMITS: [&str; 3] = ["requests", "retry_after", "concurrency"];
-
-/// What a request waits for.
-#[derive(Clone, Copy)]
-enum Limit {
-    Requests,
-    RetryAfter,
-    Concurrency,
 }
 
 #[cfg(test)]

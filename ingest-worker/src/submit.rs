@@ -3,11 +3,14 @@
 //! This is the whole table of what Amberflo's answers mean. Nothing here gives up: a batch ends settled, or its task
 //! is dropped because the shard now belongs to another worker, which will read the same records again.
 
+mod blame;
+
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use blame::{Blame, History};
 use bytes::Bytes;
 use http::StatusCode;
 use shared::amberflo::{ApiError, Decision, Ingested};
@@ -22,17 +25,9 @@ use tracing::{Instrument as _, Span};
 use crate::backoff::Backoff;
 use crate::batch::Batch;
 use crate::context::ShardContext;
-use crate::limiter::{Limiter, Outcome, Permit};
+use crate::limiter::{Outcome, Permit};
 use crate::metrics::LETTER_STORE_FAILURES;
 use crate::spans;
-
-/// A batch that has failed for this long while others were delivered is searched for the record that breaks it.
-const UNCONFIRMED_AFTER: Duration = Duration::from_secs(30 * 60);
-/// How often a part of such a batch must fail before it is split further.
-const UNCONFIRMED_ATTEMPTS: u32 = 3;
-/// How long a record must be answered 403 while others are delivered until it is to blame: some of Amberflo's servers may
-/// know a new key before others.
-const FORBIDDEN_AFTER: Duration = Duration::from_secs(30);
 
 static FAILING: Trouble = Trouble::new();
 /// Of all batches, since the last line about failures: what one that hangs has met must not be hidden behind others.
@@ -88,33 +83,9 @@ struct Parcel {
     backoff: Backoff,
     /// It was sent once more because the answer counted fewer records than it holds.
     was_resent: bool,
-    /// Why it was divided from a batch that failed while others succeeded: soon the blame is its own.
-    suspicion: Option<Suspicion>,
-    failures: u32,
     /// Why it is not the first attempt to send these records.
     why: Option<String>,
-    first_failure: Option<Instant>,
-    last_failure: Option<Instant>,
-    last_refusal: Option<Instant>,
-}
-
-/// What a batch did while others were delivered.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Suspicion {
-    /// It met 5xx, timeouts or broken connections for a long time.
-    Failing,
-    /// It has been answered 403, since then.
-    Forbidden(Instant),
-}
-
-/// Whose fault a refusal is.
-enum Blame {
-    /// The key's, or the address's: everybody would meet it.
-    Key,
-    /// That of some record in the parcel.
-    Parcel,
-    /// That will show.
-    Unclear,
+    history: History,
 }
 
 impl Parcel {
@@ -133,7 +104,7 @@ async fn deliver(shard: &ShardContext, batch: &Batch, mut first_permit: Option<P
     }
     while let Some(mut parcel) = parcels.pop_back() {
         if parcel.items.len() > 1 && batch.bytes_of(&parcel.items) > shard.body_limit.current() {
-            split(batch, parcel, None, &mut parcels);
+            split(batch, parcel, &mut parcels);
             continue;
         }
         let asked = Instant::now();
@@ -166,10 +137,10 @@ async fn deliver(shard: &ShardContext, batch: &Batch, mut first_permit: Option<P
         }
         match next_step(shard, &mut parcel, &error, permit).await {
             // A suspect lets the others go first: what becomes of them is the evidence.
-            Next::Again if parcel.suspicion.is_some() => parcels.push_front(parcel),
+            Next::Again if parcel.history.is_suspect() => parcels.push_front(parcel),
             Next::Again => parcels.push_back(parcel),
-            Next::Divide(_, suspicion) if parcel.items.len() > 1 => split(batch, parcel, suspicion, &mut parcels),
-            Next::Divide(reason, _) => {
+            Next::Divide(_) if parcel.items.len() > 1 => split(batch, parcel, &mut parcels),
+            Next::Divide(reason) => {
                 letters.push(shard.letter_of_refusal(&batch.items[parcel.items[0]].record, reason, &error));
             }
         }
@@ -191,17 +162,21 @@ fn why(error: &ApiError) -> String {
 enum Next {
     /// Send the same bytes again.
     Again,
-    /// Split it, and hold this against the halves; a single record becomes a dead letter with this reason.
-    Divide(Reason, Option<Suspicion>),
+    /// Split it; a single record becomes a dead letter with this reason.
+    Divide(Reason),
 }
 
 async fn next_step(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError, permit: Permit) -> Next {
     tracing::debug!(shard = %shard.id, records = parcel.items.len(), %error, decision = ?error.decision, "not delivered");
     match error.decision {
-        Decision::Isolate | Decision::Split => {
+        Decision::Isolate => {
             permit.report(Outcome::Answered);
-            let is_too_large = error.decision == Decision::Split;
-            Next::Divide(if is_too_large { Reason::Oversized } else { Reason::Rejected }, parcel.suspicion)
+            Next::Divide(Reason::Rejected)
+        }
+        Decision::Split => {
+            // It may come from a gateway that has not looked at the key.
+            permit.report(Outcome::Inconclusive);
+            Next::Divide(Reason::Oversized)
         }
         Decision::SlowDown(wait) => {
             permit.report_because(Outcome::SlowDown(wait), &answered(error));
@@ -222,56 +197,59 @@ async fn next_step(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError, 
 
 /// 5xx, timeouts, broken connections: an outage, unless this parcel alone has met them for a long time.
 async fn on_failure(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError) -> Next {
-    parcel.failures += 1;
-    MOST_FAILURES.fetch_max(parcel.failures, Ordering::Relaxed);
+    let blame = parcel.history.failed(&shard.limiter.evidence());
+    MOST_FAILURES.fetch_max(parcel.history.failures(), Ordering::Relaxed);
     if let Some(omitted) = FAILING.again() {
         let failures = MOST_FAILURES.swap(0, Ordering::Relaxed);
         tracing::warn!(shard = %shard.id, %error, omitted, failures, "Amberflo fails; trying again");
     }
-    let now = Instant::now();
-    let since = *parcel.first_failure.get_or_insert(now);
-    let previous = parcel.last_failure.replace(now).unwrap_or(now);
-    let is_due = match parcel.suspicion {
-        Some(Suspicion::Failing) => parcel.failures >= UNCONFIRMED_ATTEMPTS,
-        _ => since.elapsed() >= UNCONFIRMED_AFTER,
-    };
-    // Between this failure and the one before, another was delivered: it is not an outage, not now.
-    if is_due && shard.limiter.has_delivered_since(previous) {
-        tracing::warn!(shard = %shard.id, records = parcel.items.len(), %error, "failing alone: dividing it");
-        return Next::Divide(Reason::Unconfirmed, Some(Suspicion::Failing));
-    }
     let wait = sleep(parcel.backoff.next_delay());
-    if is_due {
-        shard.waiting_for_evidence(wait).await;
-    } else {
-        shard.waiting_for(wait).await;
+    match blame {
+        Blame::Parcel => {
+            tracing::warn!(shard = %shard.id, records = parcel.items.len(), %error, "failing alone: dividing it");
+            return Next::Divide(Reason::Unconfirmed);
+        }
+        Blame::Unclear => shard.waiting_for_evidence(wait).await,
+        Blame::Everyone => shard.waiting_for(wait).await,
     }
     Next::Again
 }
 
 /// The key or the address is wrong; or, with 403, this parcel alone is not wanted.
 async fn on_refusal(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError, permit: Permit) -> Next {
-    let blame = if error.status == Some(StatusCode::FORBIDDEN) {
-        blame_for_403(&shard.limiter, parcel, permit.given_at())
-    } else {
-        Blame::Key
+    let blame = match error.status {
+        Some(StatusCode::FORBIDDEN) => {
+            let evidence = shard.limiter.evidence();
+            parcel.history.forbidden(&evidence, permit.given_at(), parcel.items.len() == 1)
+        }
+        _ => Blame::Everyone,
     };
     match blame {
-        Blame::Key => {
+        Blame::Everyone => {
             if let Some(omitted) = REFUSED.again() {
                 tracing::error!(shard = %shard.id, %error, omitted, "Amberflo refuses us; nothing is lost, nothing is sent");
             }
             permit.report_because(Outcome::Refused, &answered(error));
             shard.fence.guard(shard.keys.refresh()).await;
+            if parcel.history.is_often_refused() {
+                // Else forbidden records in all that may be under way would be a pause for ever: another batch may be
+                // taken, and so may a part of this one.
+                shard.waiting_for_evidence(sleep(parcel.backoff.next_delay())).await;
+                return if parcel.items.len() > 1 { Next::Divide(Reason::Rejected) } else { Next::Again };
+            }
+            if !shard.limiter.is_paused() {
+                // Others are delivered all the same. Sent again at once it would use up their requests.
+                shard.waiting_for(sleep(parcel.backoff.next_delay())).await;
+            }
             Next::Again
         }
         Blame::Parcel => {
             permit.report(Outcome::Inconclusive);
-            Next::Divide(Reason::Rejected, parcel.suspicion)
+            Next::Divide(Reason::Rejected)
         }
         Blame::Unclear => {
             if let Some(omitted) = FORBIDDEN.again() {
-                tracing::warn!(shard = %shard.id, records = parcel.items.len(), %error, omitted, "refused alone; trying again");
+                tracing::warn!(shard = %shard.id, records = parcel.items.len(), %error, omitted, "suspected of being refused alone; trying again");
             }
             permit.report(Outcome::Inconclusive);
             shard.fence.guard(shard.keys.refresh()).await;
@@ -281,40 +259,16 @@ async fn on_refusal(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError,
     }
 }
 
-/// `sent` is when the refused request left. A suspect that is refused while nothing else is sent says nothing about the
-/// key: it starts no pause, and waits for evidence.
-fn blame_for_403(limiter: &Limiter, parcel: &mut Parcel, sent: Instant) -> Blame {
-    let now = Instant::now();
-    let previous = parcel.last_refusal.replace(now).unwrap_or(sent);
-    // Between this refusal and the one before, another was delivered: it is not the key, not now.
-    let is_alone = limiter.has_delivered_since(previous);
-    let since = match parcel.suspicion {
-        Some(Suspicion::Forbidden(since)) if !limiter.has_begun_anew_since(since) => since,
-        _ if is_alone => now,
-        _ => {
-            parcel.suspicion = None;
-            return Blame::Key;
-        }
-    };
-    parcel.suspicion = Some(Suspicion::Forbidden(since));
-    let is_to_blame = match parcel.items.len() {
-        1 => is_alone && !limiter.is_paused() && now - since >= FORBIDDEN_AFTER,
-        _ => is_alone,
-    };
-    if is_to_blame { Blame::Parcel } else { Blame::Unclear }
-}
-
 /// What was answered, or happened instead.
 fn answered(error: &ApiError) -> String {
     error.status.map_or_else(|| error.answer.clone(), |status| format!("{status}: {}", error.answer))
 }
 
 /// Puts both halves of a parcel on the stack.
-fn split(batch: &Batch, parcel: Parcel, suspicion: Option<Suspicion>, parcels: &mut VecDeque<Parcel>) {
-    let suspicion = suspicion.or(parcel.suspicion);
+fn split(batch: &Batch, parcel: Parcel, parcels: &mut VecDeque<Parcel>) {
     let (left, right) = batch.split(parcel.items);
     for half in [right, left] {
-        parcels.push_back(Parcel { suspicion, why: parcel.why.clone(), ..Parcel::new(half) });
+        parcels.push_back(Parcel { why: parcel.why.clone(), history: parcel.history.of_half(), ..Parcel::new(half) });
     }
 }
 
@@ -335,7 +289,7 @@ fn delivered(shard: &ShardContext, batch: &Batch, parcel: &Parcel, answer: &Inge
             "Amberflo counted fewer records than were sent, twice: compare its usage for this stretch"
         );
     }
-    if parcel.failures > 0
+    if parcel.history.failures() > 0
         && let Some(over) = FAILING.over()
     {
         let lasted = over.lasted.as_secs();

@@ -9,6 +9,7 @@ use shared::service::{ConfigError, Ready, Trouble};
 use tokio::task::{self, JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::balance::{Balancer, Plan};
 use crate::context::{Common, ShardContext};
@@ -72,12 +73,17 @@ impl Worker {
         };
         let mut scans = interval((self.failover / 5).clamp(Duration::from_millis(100), Duration::from_secs(2)));
         scans.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut key = self.common.keys.subscribe();
+        let (mut key, limiter) = (self.common.keys.subscribe(), Arc::clone(&self.common.limiter));
+        // On its own: a look at the leases takes seconds where DynamoDB is slow, and requests have the new key at once.
+        let _key_watch = AbortOnDropHandle::new(tokio::spawn(async move {
+            while key.changed().await.is_ok() {
+                limiter.key_changed();
+            }
+        }));
         while !stop.is_cancelled() {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                Ok(()) = key.changed() => self.common.limiter.key_changed(),
                 Some(ended) = scan.tasks.join_next_with_id() => self.ended(&mut scan, ended),
                 _ = scans.tick() => {
                     let Some(looked) = stop.run_until_cancelled(self.look(&mut scan)).await else { break };

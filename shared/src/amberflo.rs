@@ -333,4 +333,30 @@ mod tests {
             assert_eq!(leading_number(other), None);
         }
     }
+
+    /// Refuses the key and names it; meanwhile the key may be replaced.
+    struct Echo(Option<(watch::Sender<ApiKey>, ApiKey)>);
+
+    #[async_trait]
+    impl Transport for Echo {
+        async fn exchange(&self, request: Request<Bytes>) -> Result<Response<Bytes>, TransportError> {
+            let sent = request.headers()[API_KEY].to_str().unwrap().to_owned();
+            if let Some((keys, next)) = &self.0 {
+                keys.send_replace(next.clone());
+            }
+            Ok(Response::builder().status(401).body(format!("no: {sent}").into()).unwrap())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_key_that_is_replaced_while_its_request_is_under_way_is_told_apart_and_never_shown() {
+        for next in [None, Some("second-key"), Some("first-key")] {
+            let keys = watch::Sender::new(ApiKey::new("first-key").unwrap());
+            let replaced = next.map(|next| (keys.clone(), ApiKey::new(next).unwrap()));
+            let client = Client::new(Box::new(Echo(replaced)), "http://127.0.0.1:1", keys.subscribe(), Clock::system());
+            let error = client.ingest(Bytes::new()).await.unwrap_err();
+            assert_eq!(error.answer, "no: (redacted)");
+            assert_eq!(error.key_was_replaced, next == Some("second-key"));
+        }
+    }
 }

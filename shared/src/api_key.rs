@@ -228,4 +228,24 @@ mod tests {
         let error = ApiKeys::load(Source::File(dir.path().join("none"))).await.err().unwrap();
         assert!(matches!(&error, BackendError::Misconfigured(error) if error.contains("none")), "{error}");
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn refusals_read_the_key_every_few_seconds_and_a_call_that_was_dropped_does_not_count() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        std::fs::write(&path, "first").unwrap();
+        let keys = ApiKeys::load(Source::File(path.clone())).await.unwrap();
+        std::fs::write(&path, "second").unwrap();
+        let reading = keys.reading.lock().await;
+        assert!(tokio::time::timeout(Duration::from_millis(1), keys.refresh()).await.is_err());
+        drop(reading);
+        keys.refresh().await;
+        assert_eq!(keys.subscribe().borrow().header(), "second");
+        std::fs::write(&path, "third").unwrap();
+        keys.refresh().await;
+        assert_eq!(keys.subscribe().borrow().header(), "second", "a moment after the last");
+        tokio::time::advance(MIN_REFRESH_INTERVAL).await;
+        keys.refresh().await;
+        assert_eq!(keys.subscribe().borrow().header(), "third");
+    }
 }

@@ -153,7 +153,7 @@ async fn stop_in_time(
             Ok(()) = key.changed() => shard.limiter.key_changed(),
             Ok(()) = settled.changed() => progress_at = Instant::now(),
             () = sleep(TICK) => {
-                if shard.limiter.has_delivered_since(progress_at) {
+                if shard.limiter.evidence().is_delivered_since(progress_at) {
                     progress_at = Instant::now();
                 }
                 if progress_at.elapsed() >= PATIENCE && shard.is_stuck() {

@@ -151,21 +151,48 @@ async fn a_pause_lets_one_probe_through_at_a_time_until_one_succeeds() {
 #[tokio::test(start_paused = true)]
 async fn after_a_probe_whose_records_are_refused_comes_the_next() {
     let limiter = limiter(8, 0.0);
+    let early = permit(&limiter).await;
+    advance(Duration::from_secs(1)).await;
     permit(&limiter).await.report(Outcome::Refused);
-    for outcome in [Outcome::Inconclusive, Outcome::Failed(None), Outcome::SlowDown(None)] {
+    for outcome in [Outcome::Failed(None), Outcome::SlowDown(None)] {
         permit(&limiter).await.report(outcome);
         assert!(is_blocked(&limiter).await, "{outcome:?}");
     }
-    permit(&limiter).await.report(Outcome::Answered);
+    early.report(Outcome::Answered);
     let answered = Instant::now();
-    let probe = permit(&limiter).await;
-    assert!(is_blocked(&limiter).await, "one at a time");
-    probe.report(Outcome::Answered);
-    assert!(limiter.is_paused());
+    for outcome in [Outcome::Answered, Outcome::Answered] {
+        let probe = permit(&limiter).await;
+        assert!(is_blocked(&limiter).await, "one at a time");
+        probe.report(outcome);
+        assert!(limiter.is_paused(), "the first was sent before the refused one");
+    }
+    // A refusal of the key begins the count anew.
+    permit(&limiter).await.report(Outcome::Refused);
+    assert!(answered.elapsed() < Duration::from_secs(1));
+    for _ in 0..2 {
+        permit(&limiter).await.report(Outcome::Answered);
+        assert!(limiter.is_paused());
+    }
     // The third says that it cannot be the key.
     permit(&limiter).await.report(Outcome::Answered);
     assert!(!limiter.is_paused() && !is_blocked(&limiter).await);
-    assert!(answered.elapsed() < PROBE_INTERVAL);
+    assert_eq!(answered.elapsed().as_secs(), PROBE_INTERVAL.as_secs());
+}
+
+/// Else those that are suspected of being refused alone would use up the probes, one in 30 s.
+#[tokio::test(start_paused = true)]
+async fn after_a_probe_that_told_nothing_comes_the_next_soon() {
+    let limiter = limiter(8, 0.0);
+    permit(&limiter).await.report(Outcome::Refused);
+    permit(&limiter).await.report(Outcome::Inconclusive);
+    let reported = Instant::now();
+    for n in 1..4 {
+        let probe = permit(&limiter).await;
+        assert_eq!(reported.elapsed().as_secs(), n);
+        assert!(is_blocked(&limiter).await, "one at a time");
+        probe.report(Outcome::Inconclusive);
+    }
+    assert!(limiter.is_paused());
 }
 
 #[tokio::test(start_paused = true)]
@@ -192,29 +219,35 @@ async fn a_delivery_of_what_was_sent_after_the_refused_request_ends_the_pause() 
     advance(Duration::from_secs(1)).await;
     let later = permit(&limiter).await;
     advance(Duration::from_secs(1)).await;
+    let last = permit(&limiter).await;
     refused.report(Outcome::Refused);
+    last.report(Outcome::Refused);
     later.report(Outcome::Delivered);
+    assert!(limiter.is_paused(), "a later one was refused too");
+    permit(&limiter).await.report(Outcome::Delivered);
     assert!(!limiter.is_paused());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_new_key_and_the_end_of_a_long_pause_are_a_fresh_start() {
     let limiter = limiter(8, 0.0);
-    let began = Instant::now();
-    let pause = async |length: Duration| {
+    let then = async || {
+        let now = Instant::now();
+        advance(Duration::from_secs(1)).await;
+        assert!(!limiter.evidence().has_begun_anew_since(now));
+        now
+    };
+    let began = then().await;
+    for length in [PROBE_INTERVAL, LONG_PAUSE] {
         permit(&limiter).await.report(Outcome::Refused);
         advance(length).await;
+        assert!(!limiter.evidence().has_begun_anew_since(began));
         permit(&limiter).await.report(Outcome::Delivered);
-    };
-    pause(LONG_PAUSE / 2).await;
-    assert!(!limiter.has_begun_anew_since(began));
-    pause(LONG_PAUSE).await;
-    assert!(limiter.has_begun_anew_since(began));
-    let ended = Instant::now();
-    advance(Duration::from_secs(1)).await;
-    assert!(!limiter.has_begun_anew_since(ended));
+        assert_eq!(limiter.evidence().has_begun_anew_since(began), length == LONG_PAUSE);
+    }
+    let ended = then().await;
     limiter.key_changed();
-    assert!(limiter.has_begun_anew_since(ended));
+    assert!(limiter.evidence().has_begun_anew_since(ended));
 }
 
 #[tokio::test(start_paused = true)]

@@ -50,7 +50,7 @@ bugs=(
 
 # The suites that are tried, in this order; where it is known which one catches it, only that.
 declare -A suites=(
-    [blame_after_one_403]=answers::isolation
+    [blame_after_one_403]=answers::forbidden
     [pause_for_a_replaced_key]=answers::pause
     [suspicion_after_one_failure]=answers::isolation
 )
@@ -123,14 +123,14 @@ bug_redrive_changes_one_byte() {
         'saturating_add(1), unique_id, meter_time_in_millis: meter_time_in_millis + 1 })'
 }
 bug_suspicion_after_one_failure() { # a batch that was divided for another reason is given up after three failures
-    plant ingest-worker/src/submit.rs \
-        'let suspicion = suspicion.or(parcel.suspicion);' \
-        'let suspicion = suspicion.or(parcel.suspicion).or(parcel.first_failure.map(|_| Suspicion::Failing));'
+    plant ingest-worker/src/submit/blame.rs \
+        'Self { suspicion, ..Self::default() }' \
+        'Self { suspicion: suspicion.or(self.first_failure.map(|_| Suspicion::Failing)), ..Self::default() }'
 }
 bug_blame_after_one_403() { # though other servers of Amberflo may not know a new key yet
-    plant ingest-worker/src/submit.rs \
-        '1 => is_alone && !limiter.is_paused() && now - since >= FORBIDDEN_AFTER,' \
-        '1 => is_alone,'
+    plant ingest-worker/src/submit/blame.rs \
+        'let is_proven = times >= FORBIDDEN_ATTEMPTS && now - since >= FORBIDDEN_AFTER;' \
+        'let is_proven = times >= FORBIDDEN_ATTEMPTS || now >= since;'
 }
 bug_pause_for_a_replaced_key() {
     plant ingest-worker/src/submit.rs \

@@ -1,4 +1,4 @@
-//! 400, 422, 413, 403 for one record, and the record that only ever meets 5xx: the culprit is found, its neighbours
+//! 400, 422, 413 for one record, and the record that only ever meets 5xx: the culprit is found, its neighbours
 //! are delivered.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -14,19 +14,19 @@ use tokio::time::{Instant, sleep};
 
 use crate::harness::{MINUTE, Options, SECOND, Verdict, World, answer, usage};
 
-fn poisoned(status: u16) -> Faults {
+pub fn poisoned(status: u16) -> Faults {
     let poison = Poison { status, unique_id_prefixes: vec!["bad".to_owned()], ..Poison::default() };
     Faults { poison: vec![poison], ..Faults::default() }
 }
 
-fn bad(tenant: &str) -> serde_json::Value {
+pub fn bad(tenant: &str) -> serde_json::Value {
     let mut detail = usage(tenant, 7);
     detail["uniqueId"] = json!("bad-1");
     detail
 }
 
 /// The one dead letter, if it is the bad event, whole, with Amberflo's answer.
-async fn assert_only_the_bad_one_is_dead(world: &World, reason: Reason, status: u16) {
+pub async fn assert_only_the_bad_one_is_dead(world: &World, reason: Reason, status: u16) {
     let letters = world.letters().await;
     assert_eq!(letters.len(), 1, "{letters:?}");
     let letter = &letters[0];
@@ -147,111 +147,6 @@ async fn a_single_record_that_is_too_large_is_dead_lettered_as_oversized() {
     world.settle_within(10 * MINUTE).await;
     world.assert_billed_without_copies(100);
     assert_only_the_bad_one_is_dead(&world, Reason::Oversized, 413).await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_403_for_one_record_while_others_succeed_is_isolated() {
-    let world = World::new(4);
-    world.set_faults(poisoned(403));
-    world.wire.script(|_| (SECOND / 10, Verdict::Pass));
-    let worker = world.start().await;
-    let mut events = 0;
-    // Steady traffic on all shards, one record of which is forbidden.
-    for second in 0..300 {
-        world.put((0..20).map(|n| usage(&format!("tenant-{n}"), second * 20 + n))).await;
-        events += 20;
-        if second == 10 {
-            world.put([bad("tenant-3")]).await;
-        }
-        sleep(SECOND).await;
-    }
-    world.settle_within(10 * MINUTE).await;
-    world.assert_billed_without_copies(events);
-    assert_only_the_bad_one_is_dead(&world, Reason::Rejected, 403).await;
-    assert!(!worker.common.limiter.is_paused());
-}
-
-/// Nobody's batch alone: what is refused for everyone waits, even where a request that was under way just succeeded.
-#[tokio::test(start_paused = true)]
-async fn a_403_for_everyone_that_begins_beside_a_delivery_dead_letters_nothing() {
-    let world = World::new(4);
-    let began = Instant::now();
-    world.wire.script(move |sent| {
-        // Both leave together; one is answered before access ends, the other after it.
-        let is_first = sent.records().iter().any(|record| record["uniqueId"] == "0");
-        let forbidden = answer(403, &[], "Forbidden");
-        match sent.at.duration_since(began) {
-            early if early < 10 * SECOND && is_first => (SECOND, Verdict::Pass),
-            _ => (2 * SECOND, Verdict::Answer(forbidden)),
-        }
-    });
-    let options = Options { batch_max_events: 1, ..Options::default() };
-    let _worker = world.start_with(options).await;
-    world.put((0..16).map(|n| usage(&format!("tenant-{n}"), n))).await;
-    sleep(10 * MINUTE).await;
-    let letters: Vec<_> = world.letters().await.into_iter().map(|letter| letter.detail).collect();
-    assert!(letters.is_empty(), "{letters:?}");
-    world.wire.mend();
-    world.settle_within(2 * MINUTE).await;
-    world.assert_billed_without_copies(16);
-}
-
-/// A key that has just been replaced may be known to some of Amberflo's servers before others.
-#[tokio::test(start_paused = true)]
-async fn a_403_now_and_then_while_others_succeed_dead_letters_nothing() {
-    let world = World::new(4);
-    let (requests, first_seen) = (AtomicU32::new(0), Mutex::new(HashMap::new()));
-    world.wire.script(move |sent| {
-        let id = sent.records()[0]["uniqueId"].to_string();
-        let first = *first_seen.lock().unwrap().entry(id).or_insert(sent.at);
-        let is_known = requests.fetch_add(1, Ordering::Relaxed).is_multiple_of(2) || sent.at - first > 20 * SECOND;
-        (SECOND / 10, if is_known { Verdict::Pass } else { Verdict::Answer(answer(403, &[], "Forbidden")) })
-    });
-    let options = Options { batch_max_events: 1, ..Options::default() };
-    let _worker = world.start_with(options).await;
-    for second in 0..120 {
-        world.put((0..8).map(|n| usage(&format!("tenant-{n}"), second * 8 + n))).await;
-        sleep(SECOND).await;
-    }
-    world.settle_within(10 * MINUTE).await;
-    assert!(world.wire.sent().len() > 960 + 200, "{} requests", world.wire.sent().len());
-    let letters: Vec<_> = world.letters().await.into_iter().map(|letter| letter.detail).collect();
-    assert!(letters.is_empty(), "{letters:?}");
-    world.assert_billed_without_copies(960);
-}
-
-/// What was held against a record before everyone was refused says nothing afterwards.
-#[tokio::test(start_paused = true)]
-async fn a_403_for_everyone_clears_a_record_that_was_suspected_before() {
-    // Nothing else is sent then, or something all the time.
-    for (access_ends, access_returns, puts) in [(5 * SECOND, MINUTE, 5), (10 * SECOND, 10 * MINUTE, 900)] {
-        let world = World::new(4);
-        let began = Instant::now();
-        let refusals_after = AtomicU32::new(0);
-        world.wire.script(move |sent| {
-            let elapsed = sent.at.duration_since(began);
-            let is_suspect = sent.records().iter().any(|record| record["uniqueId"] == "bad-1");
-            let is_refused = match elapsed {
-                early if early < access_ends => is_suspect,
-                late if late > access_returns => is_suspect && refusals_after.fetch_add(1, Ordering::Relaxed) == 0,
-                _ => true,
-            };
-            let forbidden = answer(403, &[], "Forbidden");
-            // Slow, so that others are delivered before its first refusal is known.
-            let takes = if is_suspect { 2 * SECOND } else { SECOND / 10 };
-            (takes, if is_refused { Verdict::Answer(forbidden) } else { Verdict::Pass })
-        });
-        let _worker = world.start_with(Options { batch_max_events: 1, ..Options::default() }).await;
-        world.put([bad("tenant-3")]).await;
-        for second in 0..puts {
-            world.put((0..4).map(|n| usage(&format!("tenant-{n}"), second * 4 + n))).await;
-            sleep(SECOND).await;
-        }
-        world.settle_within(5 * MINUTE).await;
-        let letters: Vec<_> = world.letters().await.into_iter().map(|letter| letter.detail).collect();
-        assert!(letters.is_empty(), "{letters:?}");
-        world.assert_billed_without_copies(4 * puts + 1);
-    }
 }
 
 /// One batch that only ever meets 5xx, while others are delivered.
