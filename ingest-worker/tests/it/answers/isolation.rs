@@ -1,18 +1,17 @@
 //! 400, 422, 413 for one record, and the record that only ever meets 5xx: the culprit is found, its neighbours
 //! are delivered.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use amberflo_sandbox::{Faults, Poison};
 use serde_json::json;
 use shared::reason::Reason;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
-use crate::harness::{MINUTE, Options, SECOND, Verdict, World, answer, usage};
+use crate::harness::{MINUTE, Verdict, World, answer, usage};
 
 pub fn poisoned(status: u16) -> Faults {
     let poison = Poison { status, unique_id_prefixes: vec!["bad".to_owned()], ..Poison::default() };
