@@ -25,7 +25,7 @@ const RUN: &str = "peers-";
 /// At a rate the same events come again and again.
 const RATE_EVENTS: usize = 10_000;
 /// Instances of the original, each with one event at a time, where it has to keep a rate.
-const INSTANCES: &str = "1";
+const INSTANCES: &str = "8";
 
 /// What stays up from the first run to the last.
 pub struct Lab {
