@@ -34,6 +34,8 @@ use crate::submit::{Settled, settle};
 /// Arrival times are approximate on Kinesis: the rebuild of the dedup window reaches back this much further.
 pub const REBUILD_SLACK: Duration = Duration::from_secs(30);
 const TICK: Duration = Duration::from_secs(1);
+/// Longer than it takes until a record is to blame for a 403.
+const SPARE_PLACES_LAST: Duration = Duration::from_secs(60);
 /// A reader that works has a page more often than this, be it an empty one: a throttled one waits for 9 s at most.
 const SILENCE: Duration = Duration::from_secs(10);
 
@@ -71,12 +73,13 @@ pub async fn run_on(
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut drain_until = None;
     let mut is_evidence_due = false;
+    let mut behind_since = None;
 
     loop {
         // A submit that searches its batch for a bad record holds up the checkpoint of those behind it. One batch a tick
         // goes all the same: whether it is delivered tells an outage from a bad record.
         let is_behind = in_flight.len() >= shard.max_in_order || shard.unsettled() >= shard.max_in_flight;
-        let has_room = !is_behind || (is_evidence_due && shard.unsettled() < 2 * shard.max_in_flight);
+        let has_room = !is_behind || is_evidence_due;
         let due_at = path.batcher.due_at().filter(|_| has_room && !shard.closing.is_cancelled());
         let needs_permit = path.batcher.needs_permit();
         tokio::select! {
@@ -122,7 +125,8 @@ pub async fn run_on(
             _ = tick.tick() => {
                 path.observe();
                 // Once due it stays so until a batch has gone: the permit that it waits for must not be forgotten.
-                is_evidence_due |= shard.wants_evidence();
+                let spare = spare_places(&mut behind_since, is_behind, shard.max_in_flight);
+                is_evidence_due |= shard.wants_evidence() && shard.unsettled() < shard.max_in_flight + spare;
             }
         }
         let is_done = in_flight.is_empty() && path.batcher.due_at().is_none();
@@ -141,6 +145,16 @@ pub async fn run_on(
         path.settled(settled, checkpoint);
     }
     Outcome::GivenUp
+}
+
+/// How many batches more than usual may be under way. Those let through may hold a bad record too, and stay: the places have
+/// to last until the first of all is found, and there must always be another, if ever later: in an outage they stay too.
+fn spare_places(behind_since: &mut Option<Instant>, is_behind: bool, max_in_flight: usize) -> usize {
+    *behind_since = behind_since.or_else(|| Some(Instant::now())).filter(|_| is_behind);
+    let behind = behind_since.map_or(Duration::ZERO, |since| since.elapsed());
+    let share = behind.as_secs_f64() / SPARE_PLACES_LAST.as_secs_f64();
+    let at_first = (share.min(1.0) * max_in_flight as f64) as usize;
+    1 + at_first + share.max(1.0).log2() as usize
 }
 
 /// What to read for the shard: its dedup window's share of what was settled before, and what follows.

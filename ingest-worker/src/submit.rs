@@ -29,6 +29,9 @@ use crate::limiter::{Outcome, Permit};
 use crate::metrics::LETTER_STORE_FAILURES;
 use crate::spans;
 
+/// How long a parcel stands aside in a pause that it may be to blame for: long enough to be seen by its shard.
+const PROBED_AGAIN: Duration = Duration::from_millis(1500);
+
 static FAILING: Trouble = Trouble::new();
 /// Of all batches, since the last line about failures: what one that hangs has met must not be hidden behind others.
 static MOST_FAILURES: AtomicU32 = AtomicU32::new(0);
@@ -136,8 +139,10 @@ async fn deliver(shard: &ShardContext, batch: &Batch, mut first_permit: Option<P
             shard.body_limit.shrink_below(batch.bytes_of(&parcel.items));
         }
         match next_step(shard, &mut parcel, &error, permit).await {
-            // A suspect lets the others go first: what becomes of them is the evidence.
-            Next::Again if parcel.history.is_suspect() => parcels.push_front(parcel),
+            // Others go first: what becomes of them is the evidence.
+            Next::Again if parcel.history.is_suspect() || parcel.history.is_often_refused() => {
+                parcels.push_front(parcel)
+            }
             Next::Again => parcels.push_back(parcel),
             Next::Divide(_) if parcel.items.len() > 1 => split(batch, parcel, &mut parcels),
             Next::Divide(reason) => {
@@ -227,19 +232,21 @@ async fn on_refusal(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError,
     match blame {
         Blame::Everyone => {
             if let Some(omitted) = REFUSED.again() {
-                tracing::error!(shard = %shard.id, %error, omitted, "Amberflo refuses us; nothing is lost, nothing is sent");
+                tracing::error!(shard = %shard.id, %error, omitted, "Amberflo refuses us; nothing is lost");
             }
             permit.report_because(Outcome::Refused, &answered(error));
             shard.fence.guard(shard.keys.refresh()).await;
+            let is_paused = shard.limiter.is_paused();
+            // Where others are delivered all the same it would use up their requests. In a pause there are few anyway.
+            let wait = sleep(if is_paused { PROBED_AGAIN } else { parcel.backoff.next_delay() });
             if parcel.history.is_often_refused() {
                 // Else forbidden records in all that may be under way would be a pause for ever: another batch may be
                 // taken, and so may a part of this one.
-                shard.waiting_for_evidence(sleep(parcel.backoff.next_delay())).await;
+                shard.waiting_for_evidence(wait).await;
                 return if parcel.items.len() > 1 { Next::Divide(Reason::Rejected) } else { Next::Again };
             }
-            if !shard.limiter.is_paused() {
-                // Others are delivered all the same. Sent again at once it would use up their requests.
-                shard.waiting_for(sleep(parcel.backoff.next_delay())).await;
+            if !is_paused {
+                shard.waiting_for(wait).await;
             }
             Next::Again
         }
@@ -267,8 +274,15 @@ fn answered(error: &ApiError) -> String {
 /// Puts both halves of a parcel on the stack.
 fn split(batch: &Batch, parcel: Parcel, parcels: &mut VecDeque<Parcel>) {
     let (left, right) = batch.split(parcel.items);
-    for half in [right, left] {
-        parcels.push_back(Parcel { why: parcel.why.clone(), history: parcel.history.of_half(), ..Parcel::new(half) });
+    // As probes, one in 30 s, large parts had better go first: all that is refused may lie in the left half.
+    let is_probed = parcel.history.is_often_refused() && !parcel.history.is_suspect();
+    let half = |items| Parcel { why: parcel.why.clone(), history: parcel.history.of_half(), ..Parcel::new(items) };
+    if is_probed {
+        parcels.push_front(half(left));
+        parcels.push_front(half(right));
+    } else {
+        parcels.push_back(half(right));
+        parcels.push_back(half(left));
     }
 }
 

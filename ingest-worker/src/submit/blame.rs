@@ -11,11 +11,11 @@ use crate::limiter::Evidence;
 const UNCONFIRMED_AFTER: Duration = Duration::from_secs(30 * 60);
 /// How often a part of such a batch must fail before it is split further.
 const UNCONFIRMED_ATTEMPTS: u32 = 3;
-/// How long a record must be answered 403 while others are delivered until it is to blame: some of Amberflo's servers may
-/// know a new key before others.
-const FORBIDDEN_AFTER: Duration = Duration::from_secs(30);
-/// How often. The time alone may pass in a `Retry-After` or in a pause.
+/// How often a record must be answered 403, each time after others were delivered, until it is to blame. Some of Amberflo's
+/// servers may know a new key before others.
 const FORBIDDEN_ATTEMPTS: u32 = 4;
+/// What comes sooner after the last that counted does not count.
+const FORBIDDEN_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Whose fault a failure is.
 #[derive(Debug, PartialEq, Eq)]
@@ -33,8 +33,8 @@ pub enum Blame {
 enum Suspicion {
     /// It met 5xx, timeouts or broken connections for a long time while others were delivered.
     Failing,
-    /// It has been answered 403 so often since then while nothing was paused.
-    Forbidden { since: Instant, times: u32 },
+    /// It was answered 403, and so often as [`FORBIDDEN_INTERVAL`] says, the last time then.
+    Forbidden { counted: Instant, times: u32 },
 }
 
 /// What a parcel has met so far.
@@ -50,13 +50,13 @@ pub struct History {
 }
 
 impl History {
-    /// That of a half: what was held against the whole is no proof against it.
+    /// That of a half: it was refused with the whole, but what was held against that is no proof against a half.
     pub fn of_half(&self) -> Self {
         let suspicion = self.suspicion.map(|suspicion| match suspicion {
             Suspicion::Failing => Suspicion::Failing,
-            Suspicion::Forbidden { .. } => Suspicion::Forbidden { since: Instant::now(), times: 0 },
+            Suspicion::Forbidden { .. } => Suspicion::Forbidden { counted: Instant::now(), times: 0 },
         });
-        Self { suspicion, ..Self::default() }
+        Self { suspicion, last_refusal: self.last_refusal, ..Self::default() }
     }
 
     /// A suspect lets others go first: what becomes of them is the evidence.
@@ -101,8 +101,10 @@ impl History {
         let now = Instant::now();
         let previous = self.last_refusal.replace(now).unwrap_or(sent);
         let others_are_delivered = evidence.is_delivered_since(previous);
-        let (since, times) = match self.suspicion {
-            Some(Suspicion::Forbidden { since, times }) if !evidence.has_begun_anew_since(since) => (since, times),
+        let (mut counted, mut times) = match self.suspicion {
+            Some(Suspicion::Forbidden { counted, times }) if !evidence.has_begun_anew_since(counted) => {
+                (counted, times)
+            }
             _ if others_are_delivered => (now, 0),
             suspicion => {
                 self.suspicion = suspicion.filter(|suspicion| *suspicion == Suspicion::Failing);
@@ -110,11 +112,12 @@ impl History {
                 return Blame::Everyone;
             }
         };
-        // While all are refused, so is the innocent.
-        let times = times + u32::from(!evidence.is_paused);
-        self.suspicion = Some(Suspicion::Forbidden { since, times });
-        let is_proven = times >= FORBIDDEN_ATTEMPTS && now - since >= FORBIDDEN_AFTER;
-        let is_enough = !is_single || is_proven;
-        if is_enough && others_are_delivered && !evidence.is_paused { Blame::Parcel } else { Blame::Unclear }
+        let is_alone = others_are_delivered && !evidence.is_paused;
+        if is_alone && (times == 0 || now - counted >= FORBIDDEN_INTERVAL) {
+            (counted, times) = (now, times + 1);
+        }
+        self.suspicion = Some(Suspicion::Forbidden { counted, times });
+        let is_proven = times >= FORBIDDEN_ATTEMPTS;
+        if is_alone && (!is_single || is_proven) { Blame::Parcel } else { Blame::Unclear }
     }
 }

@@ -94,9 +94,8 @@ bug_dead_letter_after_the_checkpoint() { # stored in the background
 }
 bug_isolation_drops_the_right_half() {
     plant ingest-worker/src/submit.rs \
-        'for half in [right, left] {' \
-        'drop(right);
-    for half in [left] {'
+        'parcels.push_back(half(right));' \
+        'drop(half(right));'
 }
 bug_no_dedup_rebuild() { # reads on behind the checkpoint with an empty window
     plant ingest-worker/src/shard.rs \
@@ -124,13 +123,13 @@ bug_redrive_changes_one_byte() {
 }
 bug_suspicion_after_one_failure() { # a batch that was divided for another reason is given up after three failures
     plant ingest-worker/src/submit/blame.rs \
-        'Self { suspicion, ..Self::default() }' \
-        'Self { suspicion: suspicion.or(self.first_failure.map(|_| Suspicion::Failing)), ..Self::default() }'
+        'Self { suspicion, last_refusal' \
+        'Self { suspicion: suspicion.or(self.first_failure.map(|_| Suspicion::Failing)), last_refusal'
 }
 bug_blame_after_one_403() { # though other servers of Amberflo may not know a new key yet
     plant ingest-worker/src/submit/blame.rs \
-        'let is_proven = times >= FORBIDDEN_ATTEMPTS && now - since >= FORBIDDEN_AFTER;' \
-        'let is_proven = times >= FORBIDDEN_ATTEMPTS || now >= since;'
+        'let is_proven = times >= FORBIDDEN_ATTEMPTS;' \
+        'let is_proven = times >= 1;'
 }
 bug_pause_for_a_replaced_key() {
     plant ingest-worker/src/submit.rs \
