@@ -4,7 +4,7 @@
 
 mod forbidden;
 mod isolation;
-pub mod lines;
+mod lines;
 mod pause;
 mod shutdown;
 mod waiting;

@@ -1,5 +1,7 @@
 //! One worker in paused time: the real [`Worker`] over a store in memory and a sandbox behind a scripted wire.
 
+pub mod lines;
+
 use std::collections::HashMap;
 use std::io::Read as _;
 use std::num::{NonZeroU32, NonZeroUsize};

@@ -7,7 +7,7 @@ use shared::backend::local::LocalStore;
 use shared::backend::{BackendError, NewRecord, Page, Position, Shard, ShardId, ShardReader, Stream};
 use tokio::time::sleep;
 
-use crate::answers::lines::Lines;
+use crate::harness::lines::Lines;
 use crate::harness::{Counters, MINUTE, Options, SECOND, World};
 
 /// A stream of which one shard cannot be read while it is named here.
@@ -122,10 +122,7 @@ async fn a_loop_of_panics_is_counted() {
 /// Other tests of this process may tell of the same trouble instead, so some lines may be missing, but none is added.
 #[tokio::test(start_paused = true)]
 async fn a_neighbour_that_can_be_read_does_not_end_the_trouble() {
-    let lines = Lines::default();
-    let writer = lines.clone();
-    let logs = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-    let _guard = tracing::subscriber::set_default(logs);
+    let lines = Lines::capture();
     let world = World::new(4);
     let (stream, options) = Unreadable::of(&world);
     let worker = world.start_with(options).await;

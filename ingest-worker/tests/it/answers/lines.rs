@@ -1,43 +1,16 @@
 //! How much a worker logs while nothing goes well.
 
-use std::sync::{Arc, Mutex};
-use std::{io, mem};
-
 use amberflo_sandbox::{Faults, Trigger};
 use tokio::time::sleep;
-use tracing::Level;
 
+use crate::harness::lines::Lines;
 use crate::harness::{MINUTE, Options, World, usage};
-
-/// What is logged.
-#[derive(Clone, Default)]
-pub struct Lines(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Lines {
-    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().write(text)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Lines {
-    pub fn take(&self) -> Vec<String> {
-        let text = String::from_utf8(mem::take(&mut *self.0.lock().unwrap())).unwrap();
-        text.lines().map(str::to_owned).collect()
-    }
-}
 
 /// Other tests of this process may be in trouble at the same time, and lines that they tell are missing here: what is
 /// told at all, `process::logs` looks at.
 #[tokio::test(start_paused = true)]
 async fn an_outage_is_about_a_line_a_minute_however_many_shards_there_are() {
-    let lines = Lines::default();
-    let writer = lines.clone();
-    let logs = tracing_subscriber::fmt().with_max_level(Level::INFO).with_writer(move || writer.clone()).finish();
-    let _guard = tracing::subscriber::set_default(logs);
+    let lines = Lines::capture();
     let world = World::new(8);
     world.set_faults(Faults { fail_before: Trigger::rate(1.0), ..Faults::default() });
     let options = Options { batch_max_events: 10, ..Options::default() };
