@@ -26,8 +26,6 @@ const WINDOW: Duration = Duration::from_secs(1);
 const CUT_ON_429: f64 = 0.5;
 const CUT_ON_FAILURE: f64 = 0.9;
 
-/// Two probes: after a pause of that length the key has been mended.
-const LONG_PAUSE: Duration = Duration::from_secs(60);
 /// A long wait is counted in parts, while it goes on.
 const COUNT_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -73,7 +71,7 @@ struct State {
     retry_after: Option<Instant>,
     paused: Option<Paused>,
     last_delivery_began: Option<Instant>,
-    /// When the key changed or a long pause ended, whichever came later.
+    /// When refusals were last found to have been meant for everyone.
     fresh_start: Option<Instant>,
     waited: WaitTime,
 }
@@ -177,6 +175,11 @@ impl Limiter {
         let next_probe = state.paused.as_ref().map(|paused| paused.next_probe);
         let is_held = next_probe.max(state.retry_after).is_some_and(|until| until > Instant::now());
         is_held && state.in_flight == 0
+    }
+
+    /// What was refused was delivered unchanged: it was refused for the key, and others may have been too.
+    pub fn begin_anew(&self) {
+        self.state().fresh_start = Some(Instant::now());
     }
 
     /// The key has changed: a batch may try at once whether a pause can end.
@@ -302,7 +305,8 @@ impl Evidence {
         self.last_delivery_began > Some(then)
     }
 
-    /// Whether the key has changed after `then`, or a long pause ended: what was refused before says nothing of now.
+    /// Whether the key has changed after `then`, or refusals were found to be meant for everyone: what was refused before says
+    /// nothing of now.
     #[must_use]
     pub fn has_begun_anew_since(&self, then: Instant) -> bool {
         self.fresh_start > Some(then)
@@ -344,10 +348,8 @@ impl State {
 
     fn end_pause_if(&mut self, is_over: impl FnOnce(&mut Paused) -> bool) {
         if let Some(paused) = self.paused.take_if(is_over) {
-            if paused.since.elapsed() >= LONG_PAUSE {
-                self.fresh_start = Some(Instant::now());
-            }
-            tracing::info!("Amberflo accepts requests again");
+            let lasted = paused.since.elapsed().as_secs();
+            tracing::info!(lasted, "Amberflo accepts requests again");
         }
     }
 

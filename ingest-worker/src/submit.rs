@@ -30,7 +30,7 @@ use crate::metrics::LETTER_STORE_FAILURES;
 use crate::spans;
 
 /// How long a parcel stands aside in a pause that it may be to blame for: long enough to be seen by its shard.
-const PROBED_AGAIN: Duration = Duration::from_millis(1500);
+const STANDS_ASIDE: Duration = Duration::from_millis(1500);
 
 static FAILING: Trouble = Trouble::new();
 /// Of all batches, since the last line about failures: what one that hangs has met must not be hidden behind others.
@@ -83,7 +83,6 @@ pub async fn settle(shard: Arc<ShardContext>, mut batch: Batch, permit: Option<P
 struct Parcel {
     items: Vec<usize>,
     body: Option<Bytes>,
-    backoff: Backoff,
     /// It was sent once more because the answer counted fewer records than it holds.
     was_resent: bool,
     /// Why it is not the first attempt to send these records.
@@ -100,12 +99,14 @@ impl Parcel {
 /// Sends every record of the batch; answers the dead letters of those that Amberflo will not take.
 async fn deliver(shard: &ShardContext, batch: &Batch, mut first_permit: Option<Permit>) -> Vec<DeadLetter> {
     let mut letters = Vec::new();
+    // First in, first out: one that fails again and again must not keep the others of its batch from being delivered.
     let mut parcels = VecDeque::new();
+    let mut backoff = Backoff::default();
     let mut attempts = 0_u64;
     if !batch.items.is_empty() {
         parcels.push_back(Parcel::new((0..batch.items.len()).collect()));
     }
-    while let Some(mut parcel) = parcels.pop_back() {
+    while let Some(mut parcel) = parcels.pop_front() {
         if parcel.items.len() > 1 && batch.bytes_of(&parcel.items) > shard.body_limit.current() {
             split(batch, parcel, &mut parcels);
             continue;
@@ -128,6 +129,10 @@ async fn deliver(shard: &ShardContext, batch: &Batch, mut first_permit: Option<P
                     parcels.push_back(parcel);
                     continue;
                 }
+                if parcel.history.was_refused() {
+                    shard.limiter.begin_anew();
+                }
+                backoff = Backoff::default();
                 delivered(shard, batch, &parcel, &answer);
                 continue;
             }
@@ -138,11 +143,7 @@ async fn deliver(shard: &ShardContext, batch: &Batch, mut first_permit: Option<P
         if error.decision == Decision::Split && parcel.items.len() > 1 {
             shard.body_limit.shrink_below(batch.bytes_of(&parcel.items));
         }
-        match next_step(shard, &mut parcel, &error, permit).await {
-            // Others go first: what becomes of them is the evidence.
-            Next::Again if parcel.history.is_suspect() || parcel.history.is_often_refused() => {
-                parcels.push_front(parcel)
-            }
+        match next_step(shard, &mut parcel, &mut backoff, &error, permit).await {
             Next::Again => parcels.push_back(parcel),
             Next::Divide(_) if parcel.items.len() > 1 => split(batch, parcel, &mut parcels),
             Next::Divide(reason) => {
@@ -171,7 +172,13 @@ enum Next {
     Divide(Reason),
 }
 
-async fn next_step(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError, permit: Permit) -> Next {
+async fn next_step(
+    shard: &ShardContext,
+    parcel: &mut Parcel,
+    backoff: &mut Backoff,
+    error: &ApiError,
+    permit: Permit,
+) -> Next {
     tracing::debug!(shard = %shard.id, records = parcel.items.len(), %error, decision = ?error.decision, "not delivered");
     match error.decision {
         Decision::Isolate => {
@@ -185,43 +192,49 @@ async fn next_step(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError, 
         }
         Decision::SlowDown(wait) => {
             permit.report_because(Outcome::SlowDown(wait), &answered(error));
-            shard.waiting_for(sleep(wait.unwrap_or_else(|| parcel.backoff.next_delay()))).await;
+            // A date that is past by our clock, or a 0, is no leave to hurry.
+            shard.waiting_for(sleep(backoff.next_delay().max(wait.unwrap_or_default()))).await;
             Next::Again
         }
         Decision::Backoff(wait) => {
             permit.report_because(Outcome::Failed(wait), &answered(error));
-            on_failure(shard, parcel, error).await
+            on_failure(shard, parcel, backoff, error).await
         }
         Decision::Pause if error.key_was_replaced => {
             permit.report(Outcome::Inconclusive);
             Next::Again
         }
-        Decision::Pause => on_refusal(shard, parcel, error, permit).await,
+        Decision::Pause => on_refusal(shard, parcel, backoff, error, permit).await,
     }
 }
 
 /// 5xx, timeouts, broken connections: an outage, unless this parcel alone has met them for a long time.
-async fn on_failure(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError) -> Next {
-    let blame = parcel.history.failed(&shard.limiter.evidence());
+async fn on_failure(shard: &ShardContext, parcel: &mut Parcel, backoff: &mut Backoff, error: &ApiError) -> Next {
+    let blame = parcel.history.failed(&shard.limiter.evidence(), parcel.items.len() == 1);
     MOST_FAILURES.fetch_max(parcel.history.failures(), Ordering::Relaxed);
     if let Some(omitted) = FAILING.again() {
         let failures = MOST_FAILURES.swap(0, Ordering::Relaxed);
         tracing::warn!(shard = %shard.id, %error, omitted, failures, "Amberflo fails; trying again");
     }
-    let wait = sleep(parcel.backoff.next_delay());
     match blame {
         Blame::Parcel => {
             tracing::warn!(shard = %shard.id, records = parcel.items.len(), %error, "failing alone: dividing it");
             return Next::Divide(Reason::Unconfirmed);
         }
-        Blame::Unclear => shard.waiting_for_evidence(wait).await,
-        Blame::Everyone => shard.waiting_for(wait).await,
+        Blame::Unclear => shard.waiting_for_evidence(sleep(backoff.next_delay())).await,
+        Blame::Everyone => shard.waiting_for(sleep(backoff.next_delay())).await,
     }
     Next::Again
 }
 
 /// The key or the address is wrong; or, with 403, this parcel alone is not wanted.
-async fn on_refusal(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError, permit: Permit) -> Next {
+async fn on_refusal(
+    shard: &ShardContext,
+    parcel: &mut Parcel,
+    backoff: &mut Backoff,
+    error: &ApiError,
+    permit: Permit,
+) -> Next {
     let blame = match error.status {
         Some(StatusCode::FORBIDDEN) => {
             let evidence = shard.limiter.evidence();
@@ -238,7 +251,7 @@ async fn on_refusal(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError,
             shard.fence.guard(shard.keys.refresh()).await;
             let is_paused = shard.limiter.is_paused();
             // Where others are delivered all the same it would use up their requests. In a pause there are few anyway.
-            let wait = sleep(if is_paused { PROBED_AGAIN } else { parcel.backoff.next_delay() });
+            let wait = sleep(if is_paused { STANDS_ASIDE } else { backoff.next_delay() });
             if parcel.history.is_often_refused() {
                 // Else forbidden records in all that may be under way would be a pause for ever: another batch may be
                 // taken, and so may a part of this one.
@@ -260,7 +273,7 @@ async fn on_refusal(shard: &ShardContext, parcel: &mut Parcel, error: &ApiError,
             }
             permit.report(Outcome::Inconclusive);
             shard.fence.guard(shard.keys.refresh()).await;
-            shard.waiting_for_evidence(sleep(parcel.backoff.next_delay())).await;
+            shard.waiting_for_evidence(sleep(backoff.next_delay())).await;
             Next::Again
         }
     }
@@ -271,19 +284,12 @@ fn answered(error: &ApiError) -> String {
     error.status.map_or_else(|| error.answer.clone(), |status| format!("{status}: {}", error.answer))
 }
 
-/// Puts both halves of a parcel on the stack.
+/// Puts both halves of a parcel at the end of the queue.
 fn split(batch: &Batch, parcel: Parcel, parcels: &mut VecDeque<Parcel>) {
     let (left, right) = batch.split(parcel.items);
-    // As probes, one in 30 s, large parts had better go first: all that is refused may lie in the left half.
-    let is_probed = parcel.history.is_often_refused() && !parcel.history.is_suspect();
     let half = |items| Parcel { why: parcel.why.clone(), history: parcel.history.of_half(), ..Parcel::new(items) };
-    if is_probed {
-        parcels.push_front(half(left));
-        parcels.push_front(half(right));
-    } else {
-        parcels.push_back(half(right));
-        parcels.push_back(half(left));
-    }
+    parcels.push_back(half(left));
+    parcels.push_back(half(right));
 }
 
 fn is_short(answer: &Ingested, parcel: &Parcel) -> bool {

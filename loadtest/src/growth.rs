@@ -35,9 +35,9 @@ pub struct GrowthArgs {
     /// Fewer points, fewer events, one round: shows that it works, and little else.
     #[arg(long)]
     quick: bool,
-    /// The directory of the report.
-    #[arg(long, default_value = "loadtest/reports/growth", value_name = "DIR")]
-    report: PathBuf,
+    /// The directory of the report. Default: loadtest/reports/growth, or target/growth with --quick.
+    #[arg(long, value_name = "DIR")]
+    report: Option<PathBuf>,
     /// For tests: the least that makes a curve.
     #[arg(long, hide = true, conflicts_with = "quick")]
     tiny: bool,
@@ -100,38 +100,40 @@ pub async fn run(args: &GrowthArgs) -> anyhow::Result<()> {
     let wanted = |curve| args.only.is_empty() || args.only.contains(&curve);
     // Now: the report is written into this tree, which is then another.
     let context = bench::context();
-    let mut results = Results::read(&args.report)?;
+    let default = if size == Size::Full { "loadtest/reports/growth" } else { "target/growth" };
+    let report = args.report.clone().unwrap_or_else(|| default.into());
+    let mut results = Results::read(&report)?;
     let lab = Lab::open().await?;
     if wanted(Curve::Tenants) {
         results.tenants = Some(Taken::new(&context, size, tenants::measure(&lab, size).await.context("tenants")?));
-        results.write(&args.report)?;
+        results.write(&report)?;
     }
     if wanted(Curve::BatchSize) {
         results.batch_size =
             Some(Taken::new(&context, size, batch_size::measure(&lab, size).await.context("batch size")?));
-        results.write(&args.report)?;
+        results.write(&report)?;
     }
     if wanted(Curve::SinkLatency) {
         results.sink_latency =
             Some(Taken::new(&context, size, sink_latency::measure(&lab, size).await.context("sink latency")?));
-        results.write(&args.report)?;
+        results.write(&report)?;
     }
     if wanted(Curve::DedupKeys) {
         results.dedup_keys =
             Some(Taken::new(&context, size, dedup_keys::measure(&lab, size).await.context("dedup keys")?));
-        results.write(&args.report)?;
+        results.write(&report)?;
     }
     if wanted(Curve::Shards) {
         results.shards = Some(Taken::new(&context, size, shards::measure(&lab, size).await.context("shards")?));
-        results.write(&args.report)?;
+        results.write(&report)?;
     }
     if wanted(Curve::Outage) {
         results.outage = Some(Taken::new(&context, size, outage::measure(&lab, size).await.context("outage")?));
-        results.write(&args.report)?;
+        results.write(&report)?;
         let live = live_outage::measure(&lab, size).await.context("outage of Amberflo")?;
         results.live_outage = Some(Taken::new(&context, size, live));
-        results.write(&args.report)?;
+        results.write(&report)?;
     }
-    eprintln!("written: {}", args.report.join("report.md").display());
+    eprintln!("written: {}", report.join("report.md").display());
     Ok(())
 }

@@ -37,6 +37,8 @@ pub struct Function {
     key_refresh: Duration,
     /// By wall time: other clocks may stand still between invocations, and timers do.
     key_read_at: Mutex<UnixMillis>,
+    /// Tells of a new key.
+    key: Mutex<watch::Receiver<ApiKey>>,
 }
 
 /// When an invocation has to be over.
@@ -64,7 +66,8 @@ impl Function {
     #[must_use]
     pub fn new(common: Arc<Common>, stream: &str, key_refresh: Duration) -> Self {
         let key_read_at = Mutex::new(common.clock.now());
-        Self { common, stream: stream.to_owned(), key_refresh, key_read_at }
+        let key = Mutex::new(common.keys.subscribe());
+        Self { common, stream: stream.to_owned(), key_refresh, key_read_at, key }
     }
 
     /// Settles the records of an event from `source`, and answers in time for `deadline` from where they are to come
@@ -84,11 +87,12 @@ impl Function {
         }
         let left = self.common.clock.until(deadline);
         let ends = Ends::within(left);
-        let key = self.common.keys.subscribe();
+        // Kept between events: a change that comes after the end of one counts in the next.
+        let mut key = self.key.lock().await;
         self.refresh_key(left / 5).await;
         let mut answer = Answer::default();
         for (shard, records) in event.into_shards() {
-            if let Some(first) = self.settle(shard, records, ends, key.clone()).await {
+            if let Some(first) = self.settle(shard, records, ends, &mut key).await {
                 answer.fail_from(first);
             }
         }
@@ -112,7 +116,7 @@ impl Function {
         id: ShardId,
         records: Vec<Record>,
         ends: Ends,
-        key: watch::Receiver<ApiKey>,
+        key: &mut watch::Receiver<ApiKey>,
     ) -> Option<SequenceNumber> {
         let started = Instant::now();
         let numbers: Vec<SequenceNumber> = records.iter().map(|record| record.sequence_number.clone()).collect();
@@ -141,7 +145,7 @@ impl Function {
 async fn stop_in_time(
     shard: &ShardContext,
     mut settled: watch::Receiver<Checkpoint>,
-    mut key: watch::Receiver<ApiKey>,
+    key: &mut watch::Receiver<ApiKey>,
     stop: CancellationToken,
     ends: Ends,
 ) {

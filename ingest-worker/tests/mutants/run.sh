@@ -13,8 +13,12 @@ export CARGO_TARGET_DIR=$root/target SIM_SEEDS=${SIM_SEEDS:-600} RUST_BACKTRACE=
 # Nobody debugs a mutant, and each is compiled.
 export CARGO_PROFILE_DEV_DEBUG=0
 
+# The crate of the last bug; of an earlier run it is unknown.
+planted=shared
+
 # plant FILE OLD NEW: replaces OLD, which must stand in FILE exactly once.
 plant() {
+    planted=${1%%/*}
     python3 - "$copy/$1" "$2" "$3" <<'PYTHON'
 import sys
 path, old, new = sys.argv[1:]
@@ -121,15 +125,15 @@ bug_redrive_changes_one_byte() {
         'saturating_add(1), unique_id, meter_time_in_millis })' \
         'saturating_add(1), unique_id, meter_time_in_millis: meter_time_in_millis + 1 })'
 }
-bug_suspicion_after_one_failure() { # a batch that was divided for another reason is given up after three failures
+bug_suspicion_after_one_failure() { # a short trouble beside deliveries is taken for a long one
     plant ingest-worker/src/submit/blame.rs \
-        'Self { suspicion, last_refusal' \
-        'Self { suspicion: suspicion.or(self.first_failure.map(|_| Suspicion::Failing)), last_refusal'
+        'now - since < UNCONFIRMED_AFTER' \
+        'now == since'
 }
 bug_blame_after_one_403() { # though other servers of Amberflo may not know a new key yet
     plant ingest-worker/src/submit/blame.rs \
-        'let is_proven = times >= FORBIDDEN_ATTEMPTS;' \
-        'let is_proven = times >= 1;'
+        'self.times >= ATTEMPTS' \
+        'self.times >= 1'
 }
 bug_pause_for_a_replaced_key() {
     plant ingest-worker/src/submit.rs \
@@ -191,7 +195,7 @@ for bug in "${@:-${bugs[@]}}"; do
     mkdir -p "$copy"
     git ls-files --cached --others --exclude-standard -z | tar --null --files-from=- --create | tar --extract --directory "$copy"
     # The files come with the times of the originals, so cargo would take the last bug's build for this one's.
-    touch "$copy/shared/src/lib.rs" "$copy/ingest-worker/src/lib.rs"
+    touch "$copy/$planted/src/lib.rs" "$copy/ingest-worker/src/lib.rs"
     "bug_$bug"
     [ -z "$check" ] || continue
     if ! (cd "$copy" && cargo test --quiet -p ingest-worker --test it --no-run) 2>"$copy/build.log"; then

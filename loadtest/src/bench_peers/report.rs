@@ -270,9 +270,12 @@ pub fn megabytes(bytes: u64) -> f64 {
     bytes as f64 / 1e6
 }
 
-/// How this program was called, without its path.
+/// The command that repeats this run, in the repository.
 pub fn command_line() -> String {
-    std::iter::once("loadtest".to_owned()).chain(std::env::args().skip(1)).collect::<Vec<_>>().join(" ")
+    let mut args = std::env::args().skip(1);
+    let target = args.next().unwrap_or_default();
+    let args: Vec<_> = args.collect();
+    if args.is_empty() { format!("make {target}") } else { format!("make {target} ARGS='{}'", args.join(" ")) }
 }
 
 #[cfg(test)]

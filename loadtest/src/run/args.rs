@@ -14,6 +14,10 @@ use crate::mix::{METERS, Mix};
 use crate::target::bus::BusNames;
 use crate::target::{Api, Bus, DETAIL_TYPE, EventStream, SOURCE, Target, aws_configuration, is_on_this_machine};
 
+/// EventBridge drops what no rule matches, and answers success.
+const OF_THE_RULE: &str = "what the deployment's rule wants, or else EventBridge drops every event without a word: \
+                           --source applicationPlaneEventSource --detail-type ingestUsage for SBT 0.5, \
+                           --source sbt.application.plane --detail-type sbt_aws_ingestUsage for SBT's main";
 /// What fits into an entry of `PutEvents`, and leaves room for the envelope.
 const SIZE_MAX: usize = 200_000;
 const TENANTS_MAX: u32 = 1_000_000;
@@ -95,12 +99,12 @@ pub struct RunArgs {
     /// Bus: its name or ARN; the account's default bus where none is given.
     #[arg(long, value_name = "NAME", help_heading = "Target")]
     bus_name: Option<String>,
-    /// Bus: the events' source, as the deployment's rule wants it.
-    #[arg(long, default_value = SOURCE, help_heading = "Target")]
-    source: String,
-    /// Bus: the events' detail type, as the deployment's rule wants it.
-    #[arg(long, default_value = DETAIL_TYPE, help_heading = "Target")]
-    detail_type: String,
+    /// Bus: the events' source, as the deployment's rule wants it; needed for EventBridge itself.
+    #[arg(long, help_heading = "Target")]
+    source: Option<String>,
+    /// Bus: the events' detail type, as the deployment's rule wants it; needed for EventBridge itself.
+    #[arg(long, help_heading = "Target")]
+    detail_type: Option<String>,
     /// Kinesis: the stream, as for the worker. (local:DIR is taken too.)
     #[arg(long, env = "STREAM", value_name = "kinesis:NAME-OR-ARN", help_heading = "Target")]
     stream: Option<StreamName>,
@@ -203,6 +207,13 @@ impl RunArgs {
             url.iter().try_for_each(|url| check_url(name, url))?;
         }
         check_url("--api-url", &self.api_url)?;
+        if let TargetKind::Bus = self.target
+            && self.endpoint_url.is_none()
+        {
+            for (name, given) in [("--source", &self.source), ("--detail-type", &self.detail_type)] {
+                ensure!(given.is_some(), "{name}: not given; {OF_THE_RULE}");
+            }
+        }
         self.worker_metrics.iter().try_for_each(|url| check_url("--worker-metrics", url))?;
         Ok(())
     }
@@ -245,8 +256,8 @@ impl RunArgs {
                 let endpoint = self.endpoint_url.as_deref();
                 let names = BusNames {
                     bus: self.bus_name.clone(),
-                    source: self.source.clone(),
-                    detail_type: self.detail_type.clone(),
+                    source: self.source.clone().unwrap_or_else(|| SOURCE.to_owned()),
+                    detail_type: self.detail_type.clone().unwrap_or_else(|| DETAIL_TYPE.to_owned()),
                 };
                 let configuration = aws_configuration(endpoint, None, self.timeout).await?;
                 let region = configuration.region().map_or_else(String::new, ToString::to_string);

@@ -95,7 +95,7 @@ impl Report {
         )
     }
 
-    /// For a terminal: a table, then what is not confirmed with its exchanges.
+    /// For a terminal: a table, then what is not confirmed with its exchanges, and where all are.
     pub fn text(&self) -> String {
         let mut out = String::new();
         let width = self.outcomes.iter().map(|outcome| outcome.id.len()).max().unwrap_or_default();
@@ -116,6 +116,9 @@ impl Report {
             for exchange in &exchanges[hidden..] {
                 let _ = writeln!(out, "{}", indented(&format!("{exchange:.300}")));
             }
+        }
+        if self.count(Verdict::Confirmed) > 0 {
+            let _ = writeln!(out, "\nThe exchanges of what is confirmed: --report shows them");
         }
         let _ = writeln!(out, "\n{}", self.observed());
         for left in &self.left {

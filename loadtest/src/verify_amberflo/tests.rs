@@ -11,7 +11,9 @@ use http::{HeaderMap, Method, StatusCode, Uri};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 use tokio::sync::mpsc::unbounded_channel;
+use tokio::time::sleep;
 
 use super::probe::Cost;
 use super::*;
@@ -250,9 +252,21 @@ async fn a_signal_cleans_up() {
     let cost = Plan::cost(&probes, &settings());
     let (signals, mut received) = unbounded_channel();
     let run = run_at(&address, settings(), &cost);
-    // As soon as the probe that can end has ended.
-    let stop = |outcome: &report::Outcome| assert!(outcome.id == "meter-id" && signals.send("SIGINT").is_ok());
-    let report = session::perform(&run, &probes, &mut received, stop).await.unwrap();
+    // When the probe that can end has ended, and the other has sent what stays behind.
+    let (has_ended, seen) = (Arc::new(Notify::new()), sandbox.clone());
+    let ended = Arc::clone(&has_ended);
+    tokio::spawn(async move {
+        ended.notified().await;
+        while !seen.records().iter().any(|record| record.customer_id.contains("repeat")) {
+            sleep(Duration::from_millis(5)).await;
+        }
+        signals.send("SIGINT").unwrap();
+    });
+    let note = |outcome: &report::Outcome| {
+        assert_eq!(outcome.id, "meter-id");
+        has_ended.notify_one();
+    };
+    let report = session::perform(&run, &probes, &mut received, note).await.unwrap();
     assert!(report.is_interrupted);
     assert_eq!(report.summary(), "1 confirmed, 0 refuted, 1 unclear; interrupted");
     assert_eq!(get(&address, "/meters").await, json!([]));

@@ -115,9 +115,9 @@ async fn consumers_of_kinesis_have_their_rows() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failure_after_acceptance_and_a_kill_cost_ours_nothing_and_the_original_double_bills() {
-    let contenders = ["ours-local", "ours-kinesis", "sdk-readme", "one-per-event-python"];
+    let contenders = ["ours-default", "ours-kinesis-default", "sdk-readme", "one-per-event-python"];
     let Some(tables) = bench("peers: faults", "faults", &contenders).await else { return };
-    for title in ["**ours**, local stream", "**ours**, Kinesis"] {
+    for title in ["**ours**, local stream, default limits", "**ours**, Kinesis, default limits"] {
         let [1, events, _failed, lost, doubled, absorbed] = row(&tables, title)[..] else { panic!("{tables}") };
         assert_eq!((events, lost, doubled), (3000, 0, 0), "{tables}");
         // The kill came amid a request, or before the checkpoint after one: something was there to be billed twice.

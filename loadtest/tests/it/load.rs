@@ -271,6 +271,8 @@ async fn what_cannot_work_is_told_before_anything_is_sent() {
         (&["run", "--endpoint-url=http://127.0.0.1:1", "--report=/dev/null"], "--report /dev/null"),
         (&["audit", "--manifest=x", "--ledger=amberflo", "--dead-letters=local:.", "--report=/dev/null"], "--report"),
         (&["run", "--endpoint-url=127.0.0.1:4010"], "--endpoint-url"),
+        (&["run", "--bus-name=sbt"], "--source: not given; "),
+        (&["run", "--bus-name=sbt", "--source=application"], "--detail-type: not given; "),
         (&["audit", "--manifest=none", "--ledger=sandbox=http://127.0.0.1:1", "--dead-letters=local:."], "none"),
         (&["audit", "--manifest=none", "--ledger=amberflo", "--dead-letters=local:."], "AMBERFLO_API_KEY"),
         (&["audit", "--manifest=none", "--ledger=other", "--dead-letters=local:."], "sandbox=URL"),

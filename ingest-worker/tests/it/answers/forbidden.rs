@@ -122,6 +122,51 @@ async fn a_403_for_everyone_clears_a_record_that_was_suspected_before() {
     }
 }
 
+/// Access that comes and goes for minutes is everybody's trouble.
+#[tokio::test(start_paused = true)]
+async fn a_403_for_many_requests_of_some_minutes_dead_letters_nothing() {
+    let world = World::new(4);
+    let began = Instant::now();
+    let random = Mutex::new(fastrand::Rng::with_seed(7));
+    world.wire.script(move |sent| {
+        let is_lucky = random.lock().unwrap().u8(..10) < 5;
+        let is_refused = sent.at - began < 5 * MINUTE && !is_lucky;
+        (SECOND, if is_refused { Verdict::Answer(answer(403, &[], "Forbidden")) } else { Verdict::Pass })
+    });
+    let _worker = world.start_with(Options { batch_max_events: 1, ..Options::default() }).await;
+    for second in 0..420 {
+        world.put((0..4).map(|n| usage(&format!("tenant-{n}"), second * 4 + n))).await;
+        sleep(SECOND).await;
+    }
+    world.settle_within(10 * MINUTE).await;
+    let letters: Vec<_> = world.letters().await.into_iter().map(|letter| letter.detail).collect();
+    assert!(letters.is_empty(), "{letters:?}");
+    world.assert_billed_without_copies(1680);
+}
+
+/// Each makes a pause of its own, in which the only evidence against it comes late.
+#[tokio::test(start_paused = true)]
+async fn forbidden_records_between_few_others_are_found() {
+    let world = World::new(1);
+    world.set_faults(poisoned(403));
+    let _worker = world.start_with(Options { batch_max_events: 1, ..Options::default() }).await;
+    for n in 0..60 {
+        world.put([forbidden(n)]).await;
+        sleep(MINUTE).await;
+        world.put([usage("tenant-1", n)]).await;
+        sleep(MINUTE).await;
+    }
+    let found = world.letters().await.len();
+    assert!(found >= 50, "{found} of 60");
+    for n in 60..400 {
+        world.put([usage("tenant-1", n)]).await;
+        sleep(SECOND).await;
+    }
+    world.settle_within(MINUTE).await;
+    world.assert_billed_without_copies(400);
+    assert_dead(&world, 0..60).await;
+}
+
 fn forbidden(n: u64) -> serde_json::Value {
     let mut event = usage("tenant-1", n);
     event["uniqueId"] = json!(format!("bad-{n}"));
@@ -143,7 +188,7 @@ async fn many_forbidden_records_of_one_shard_are_all_found() {
         (if is_bad { 2 * SECOND } else { SECOND / 10 }, Verdict::Pass)
     });
     let worker = world.start_with(Options { batch_max_events: 2, ..Options::default() }).await;
-    // As many as may be under way, where evidence is wanted.
+    // More than may usually be under way.
     for n in 0..16 {
         world.put([usage("tenant-0", 3 * n), forbidden(n)]).await;
         world.put([usage("tenant-0", 3 * n + 1), usage("tenant-0", 3 * n + 2)]).await;
@@ -161,26 +206,24 @@ async fn many_forbidden_records_of_one_shard_are_all_found() {
 /// It cannot be told from a wrong key, until a part of a batch is delivered: whichever part is searched first.
 #[tokio::test(start_paused = true)]
 async fn a_forbidden_record_in_every_batch_is_no_pause_for_ever() {
-    for good in ["tenant-0", "tenant-1", "tenant-2", "tenant-3"] {
-        for forbidden_ones in [1, 5] {
-            let world = World::new(1);
-            world.set_faults(poisoned(403));
-            let options = Options { batch_max_events: 1 + forbidden_ones as usize, ..Options::default() };
-            let _worker = world.start_with(options).await;
-            for n in 0..8 {
-                let all = (0..forbidden_ones).map(|m| forbidden(n * forbidden_ones + m)).chain([usage(good, n)]);
-                world.put(all).await;
-            }
-            sleep(120 * MINUTE).await;
-            world.assert_billed_without_copies(8);
-            for n in 8..1200 {
-                world.put([usage(good, n)]).await;
-                sleep(SECOND).await;
-            }
-            world.settle_within(MINUTE).await;
-            world.assert_billed_without_copies(1200);
-            assert_dead(&world, 0..8 * forbidden_ones).await;
+    for (good, forbidden_ones) in [("tenant-0", 1), ("tenant-1", 5), ("tenant-2", 1), ("tenant-3", 5)] {
+        let world = World::new(1);
+        world.set_faults(poisoned(403));
+        let options = Options { batch_max_events: 1 + forbidden_ones as usize, ..Options::default() };
+        let _worker = world.start_with(options).await;
+        for n in 0..8 {
+            let all = (0..forbidden_ones).map(|m| forbidden(n * forbidden_ones + m)).chain([usage(good, n)]);
+            world.put(all).await;
         }
+        sleep(120 * MINUTE).await;
+        world.assert_billed_without_copies(8);
+        for n in 8..1200 {
+            world.put([usage(good, n)]).await;
+            sleep(SECOND).await;
+        }
+        world.settle_within(MINUTE).await;
+        world.assert_billed_without_copies(1200);
+        assert_dead(&world, 0..8 * forbidden_ones).await;
     }
 }
 

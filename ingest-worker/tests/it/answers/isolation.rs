@@ -9,9 +9,9 @@ use std::time::Duration;
 use amberflo_sandbox::{Faults, Poison};
 use serde_json::json;
 use shared::reason::Reason;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
-use crate::harness::{MINUTE, Verdict, World, answer, usage};
+use crate::harness::{MINUTE, Options, SECOND, Verdict, World, answer, usage};
 
 pub fn poisoned(status: u16) -> Faults {
     let poison = Poison { status, unique_id_prefixes: vec!["bad".to_owned()], ..Poison::default() };
@@ -186,28 +186,90 @@ async fn a_failing_record_does_not_stop_the_only_shard_for_ever() {
     assert_only_the_bad_one_is_dead(&world, Reason::Unconfirmed, 503).await;
 }
 
-/// Only a long time of failures makes a suspect: not one failure before a batch is divided for something else.
+/// Only a long time of failures makes a suspect: not a minute of them, and not one before a batch is divided for something
+/// else.
 #[tokio::test(start_paused = true)]
 async fn half_of_a_refused_batch_that_fails_shortly_is_not_given_up() {
     let world = World::new(1);
     let _worker = world.start().await;
-    let attempts = AtomicU32::new(0);
+    let (attempts, began) = (AtomicU32::new(0), Instant::now());
     world.wire.script(move |sent| {
         let is_first_event = sent.records().iter().any(|record| record["uniqueId"] == "1");
         let attempt = if is_first_event { attempts.fetch_add(1, Ordering::Relaxed) } else { u32::MAX };
         let verdict = match attempt {
-            0 | 2..=7 => Verdict::Answer(answer(503, &[], "")),
             1 => Verdict::Answer(answer(400, &[], "no")),
-            _ => Verdict::Pass,
+            u32::MAX => Verdict::Pass,
+            _ if sent.at - began > 2 * MINUTE => Verdict::Pass,
+            _ => Verdict::Answer(answer(503, &[], "")),
         };
         (Duration::ZERO, verdict)
     });
     world.put([usage("tenant", 1), usage("tenant", 2)]).await;
-    for n in 0..300 {
-        sleep(Duration::from_millis(200)).await;
+    for n in 0..180 {
+        sleep(SECOND).await;
         world.put([usage("tenant", 100 + n)]).await;
     }
     world.settle_within(10 * MINUTE).await;
     assert_eq!(world.letters().await.len(), 0);
-    world.assert_billed_without_copies(302);
+    world.assert_billed_without_copies(182);
+}
+
+/// What has failed for the whole of an outage, and once more after it, is no culprit.
+#[tokio::test(start_paused = true)]
+async fn an_outage_of_half_an_hour_that_ends_unevenly_dead_letters_nothing() {
+    let world = World::new(2);
+    let began = Instant::now();
+    let failures_after = AtomicU32::new(0);
+    world.wire.script(move |sent| {
+        let is_over = sent.at - began > 31 * MINUTE;
+        let is_first = sent.records().iter().any(|record| record["uniqueId"] == "1");
+        let is_late = is_over && is_first && failures_after.fetch_add(1, Ordering::Relaxed) < 2;
+        let fails = !is_over || is_late;
+        (SECOND / 10, if fails { Verdict::Answer(answer(503, &[], "")) } else { Verdict::Pass })
+    });
+    let _worker = world.start_with(Options { batch_max_events: 1, ..Options::default() }).await;
+    for n in 0..8 {
+        world.put([usage(&format!("tenant-{n}"), n)]).await;
+    }
+    sleep(31 * MINUTE).await;
+    for n in 8..200 {
+        world.put([usage(&format!("tenant-{}", n % 8), n)]).await;
+        sleep(SECOND).await;
+    }
+    world.settle_within(5 * MINUTE).await;
+    assert!(world.wire.sent().iter().filter(|sent| sent.records()[0]["uniqueId"] == "1").count() > 2);
+    assert_eq!(world.letters().await.len(), 0);
+    world.assert_billed_without_copies(200);
+}
+
+/// A part that fails does not keep the other parts of its batch waiting.
+#[tokio::test(start_paused = true)]
+async fn what_fails_holds_up_no_other_part_of_its_batch() {
+    let poison =
+        |prefix: &str, status| Poison { status, unique_id_prefixes: vec![prefix.to_owned()], ..Poison::default() };
+    let faults = Faults { poison: vec![poison("bad", 400), poison("failing", 503)], ..Faults::default() };
+    // Whichever part is sent first.
+    for (bad_one, failing_one) in [("tenant-1", "tenant-2"), ("tenant-2", "tenant-1")] {
+        let world = World::new(1);
+        world.set_faults(faults.clone());
+        let _worker = world.start().await;
+        let named = |tenant: &str, name: &str| {
+            let mut event = usage(tenant, 7);
+            event["uniqueId"] = json!(name);
+            event
+        };
+        world.put([usage("tenant-0", 1), named(bad_one, "bad-1"), named(failing_one, "failing-1")]).await;
+        sleep(20 * SECOND).await;
+        let sent: Vec<_> = world.wire.sent().iter().map(|sent| sent.records()).collect();
+        assert!(sent.iter().any(|records| records.len() == 1 && records[0]["uniqueId"] == "bad-1"), "{sent:?}");
+        sleep(50 * MINUTE).await;
+        for n in 100..300 {
+            world.put([usage("tenant-0", n)]).await;
+            sleep(SECOND).await;
+        }
+        world.settle_within(10 * MINUTE).await;
+        world.assert_billed_without_copies(201);
+        let dead: BTreeSet<_> = world.letters().await.into_iter().map(|letter| letter.unique_id.unwrap()).collect();
+        assert_eq!(dead, BTreeSet::from(["bad-1".to_owned(), "failing-1".to_owned()]));
+    }
 }

@@ -43,6 +43,23 @@ async fn a_retry_after_holds_for_everyone_in_seconds_and_as_a_date() {
     }
 }
 
+/// As of a date that is past by the worker's clock.
+#[tokio::test(start_paused = true)]
+async fn a_retry_after_of_nothing_is_no_leave_to_hurry() {
+    for headers in [&[("retry-after", "0")], &[("retry-after", "Thu, 01 Jan 2004 00:00:00 GMT")]] {
+        let world = World::new(1);
+        world.wire.answer_all(429, headers, "");
+        let _worker = world.start().await;
+        world.put([usage("tenant", 0)]).await;
+        sleep(5 * MINUTE).await;
+        let requests = world.wire.sent().len();
+        assert!((10..100).contains(&requests), "{requests} requests");
+        world.wire.mend();
+        world.settle_within(MINUTE).await;
+        world.assert_billed_without_copies(1);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn concurrency_is_halved_by_a_429_and_grows_again_one_by_one() {
     let world = World::new(4);
