@@ -71,7 +71,7 @@ struct State {
     retry_after: Option<Instant>,
     paused: Option<Paused>,
     last_delivery_began: Option<Instant>,
-    /// When refusals were last found to have been meant for everyone.
+    /// When the key changed, or failures were found to have been everybody's.
     fresh_start: Option<Instant>,
     waited: WaitTime,
 }
@@ -177,7 +177,7 @@ impl Limiter {
         is_held && state.in_flight == 0
     }
 
-    /// What was refused was delivered unchanged: it was refused for the key, and others may have been too.
+    /// What was refused, or failed, was delivered unchanged: it was not to blame, and others may not be either.
     pub fn begin_anew(&self) {
         self.state().fresh_start = Some(Instant::now());
     }
@@ -305,8 +305,8 @@ impl Evidence {
         self.last_delivery_began > Some(then)
     }
 
-    /// Whether the key has changed after `then`, or refusals were found to be meant for everyone: what was refused before says
-    /// nothing of now.
+    /// Whether the key has changed after `then`, or failures were found to have been everybody's: what failed before says nothing
+    /// of now.
     #[must_use]
     pub fn has_begun_anew_since(&self, then: Instant) -> bool {
         self.fresh_start > Some(then)

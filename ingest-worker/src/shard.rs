@@ -3,6 +3,8 @@
 //! A batch is a stretch of the shard: what is to be delivered, and also the duplicates and dead letters in between, so
 //! that the checkpoint can pass them in order. `submit.rs` settles it; `lease.rs` writes the checkpoint to the lease.
 
+mod spare;
+
 use std::collections::VecDeque;
 use std::mem;
 use std::pin::pin;
@@ -17,6 +19,7 @@ use shared::clock::{UnixMillis, millis};
 use shared::event;
 use shared::reason::Reason;
 use shared::service::metrics::together;
+use spare::SparePlaces;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -34,8 +37,6 @@ use crate::submit::{Settled, settle};
 /// Arrival times are approximate on Kinesis: the rebuild of the dedup window reaches back this much further.
 pub const REBUILD_SLACK: Duration = Duration::from_secs(30);
 const TICK: Duration = Duration::from_secs(1);
-/// About as long as it takes until a record is to blame for a 403.
-const SPARE_PLACES_LAST: Duration = Duration::from_secs(60);
 /// A reader that works has a page more often than this, be it an empty one: a throttled one waits for 9 s at most.
 const SILENCE: Duration = Duration::from_secs(10);
 
@@ -73,7 +74,7 @@ pub async fn run_on(
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut drain_until = None;
     let mut is_evidence_due = false;
-    let mut held_up_since = None;
+    let mut spare = SparePlaces::default();
 
     loop {
         // A submit that searches its batch for a bad record holds up the checkpoint of those behind it. One batch a tick
@@ -126,9 +127,8 @@ pub async fn run_on(
                 path.observe();
                 // Once due it stays so until a batch has gone: the permit that it waits for must not be forgotten.
                 let is_wanted = shard.wants_evidence();
-                let is_held_up = is_behind && (is_wanted || held_up_since.is_some());
-                let spare = spare_places(&mut held_up_since, is_held_up, shard.max_in_flight);
-                is_evidence_due |= is_wanted && shard.unsettled() < shard.max_in_flight + spare;
+                let places = shard.max_in_flight + spare.places(is_behind, is_wanted, shard.max_in_flight);
+                is_evidence_due |= is_wanted && shard.unsettled() < places;
             }
         }
         let is_done = in_flight.is_empty() && path.batcher.due_at().is_none();
@@ -147,16 +147,6 @@ pub async fn run_on(
         path.settled(settled, checkpoint);
     }
     Outcome::GivenUp
-}
-
-/// How many batches more than usual may be under way. Those let through may hold a bad record too, and stay: the places have
-/// to last until the first of all is found, and there must always be another, if ever later: in an outage they stay too.
-fn spare_places(since: &mut Option<Instant>, is_held_up: bool, max_in_flight: usize) -> usize {
-    *since = since.or_else(|| Some(Instant::now())).filter(|_| is_held_up);
-    let lasted = since.map_or(Duration::ZERO, |since| since.elapsed());
-    let share = lasted.as_secs_f64() / SPARE_PLACES_LAST.as_secs_f64();
-    let at_first = (share.min(1.0) * max_in_flight as f64) as usize;
-    1 + at_first + share.max(1.0).log2() as usize
 }
 
 /// What to read for the shard: its dedup window's share of what was settled before, and what follows.

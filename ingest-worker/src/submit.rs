@@ -83,6 +83,8 @@ pub async fn settle(shard: Arc<ShardContext>, mut batch: Batch, permit: Option<P
 struct Parcel {
     items: Vec<usize>,
     body: Option<Bytes>,
+    /// For as long as it is not known whose fault it is that it fails.
+    backoff: Backoff,
     /// It was sent once more because the answer counted fewer records than it holds.
     was_resent: bool,
     /// Why it is not the first attempt to send these records.
@@ -101,6 +103,7 @@ async fn deliver(shard: &ShardContext, batch: &Batch, mut first_permit: Option<P
     let mut letters = Vec::new();
     // First in, first out: one that fails again and again must not keep the others of its batch from being delivered.
     let mut parcels = VecDeque::new();
+    // Of what everyone meets.
     let mut backoff = Backoff::default();
     let mut attempts = 0_u64;
     if !batch.items.is_empty() {
@@ -129,7 +132,7 @@ async fn deliver(shard: &ShardContext, batch: &Batch, mut first_permit: Option<P
                     parcels.push_back(parcel);
                     continue;
                 }
-                if parcel.history.was_refused() {
+                if parcel.history.acquits() {
                     shard.limiter.begin_anew();
                 }
                 backoff = Backoff::default();
@@ -221,7 +224,7 @@ async fn on_failure(shard: &ShardContext, parcel: &mut Parcel, backoff: &mut Bac
             tracing::warn!(shard = %shard.id, records = parcel.items.len(), %error, "failing alone: dividing it");
             return Next::Divide(Reason::Unconfirmed);
         }
-        Blame::Unclear => shard.waiting_for_evidence(sleep(backoff.next_delay())).await,
+        Blame::Unclear => shard.waiting_for_evidence(sleep(parcel.backoff.next_delay())).await,
         Blame::Everyone => shard.waiting_for(sleep(backoff.next_delay())).await,
     }
     Next::Again
@@ -240,7 +243,7 @@ async fn on_refusal(
             let evidence = shard.limiter.evidence();
             parcel.history.forbidden(&evidence, permit.given_at(), parcel.items.len() == 1)
         }
-        _ => Blame::Everyone,
+        _ => parcel.history.refused(),
     };
     match blame {
         Blame::Everyone => {
@@ -252,7 +255,7 @@ async fn on_refusal(
             let is_paused = shard.limiter.is_paused();
             // Where others are delivered all the same it would use up their requests. In a pause there are few anyway.
             let wait = sleep(if is_paused { STANDS_ASIDE } else { backoff.next_delay() });
-            if parcel.history.is_often_refused() {
+            if error.status == Some(StatusCode::FORBIDDEN) && parcel.history.is_often_refused() {
                 // Else forbidden records in all that may be under way would be a pause for ever: another batch may be
                 // taken, and so may a part of this one.
                 shard.waiting_for_evidence(wait).await;
@@ -273,7 +276,7 @@ async fn on_refusal(
             }
             permit.report(Outcome::Inconclusive);
             shard.fence.guard(shard.keys.refresh()).await;
-            shard.waiting_for_evidence(sleep(backoff.next_delay())).await;
+            shard.waiting_for_evidence(sleep(parcel.backoff.next_delay())).await;
             Next::Again
         }
     }

@@ -14,8 +14,8 @@ const UNCONFIRMED_AFTER: Duration = Duration::from_secs(30 * 60);
 const ATTEMPTS: u32 = 4;
 /// What comes sooner after the last that counted does not count.
 const INTERVAL: Duration = Duration::from_secs(10);
-/// So often a suspicion is dropped because what others were refused was delivered later, each time at a delay of its own:
-/// about half an hour. If that never ends, those to blame have to be found all the same.
+/// The most often that a parcel is no longer suspected because what failed elsewhere was delivered later: half an hour of it at
+/// least. Where that never ends, those to blame have to be found all the same.
 const ACQUITTALS: u32 = 120;
 
 /// Whose fault a failure is.
@@ -42,13 +42,13 @@ impl Suspicion {
         Self { counted: Instant::now(), times: 0 }
     }
 
-    /// It did so again. Answers whether it did often enough to be to blame.
-    fn count(&mut self) -> bool {
+    /// It did so again. To divide a parcel that is not to blame does no harm; a record would be a dead letter.
+    fn again(&mut self, is_single: bool) -> Blame {
         let now = Instant::now();
         if self.times == 0 || now - self.counted >= INTERVAL {
             *self = Self { counted: now, times: self.times + 1 };
         }
-        self.times >= ATTEMPTS
+        if !is_single || self.times >= ATTEMPTS { Blame::Parcel } else { Blame::Unclear }
     }
 }
 
@@ -59,23 +59,26 @@ pub struct History {
     failures: u32,
     first_failure: Option<Instant>,
     last_failure: Option<Instant>,
-    /// Of failing, after [`UNCONFIRMED_AFTER`].
-    failing: Option<Suspicion>,
+    /// Of breaking Amberflo, after [`UNCONFIRMED_AFTER`].
+    suspected_failing: Option<Suspicion>,
+    /// It was answered what anybody could have been, be it 401, 403 or 404.
+    was_refused: bool,
     /// Answers 403.
     refusals: u32,
     last_refusal: Option<Instant>,
-    /// Of being forbidden.
-    forbidden: Option<Suspicion>,
+    /// Of being the only one that is answered 403.
+    suspected_forbidden: Option<Suspicion>,
     acquittals: u32,
 }
 
 impl History {
-    /// That of a half: it failed with the whole, but what was held against that is no proof against a half.
+    /// That of a half: it failed with the whole, but what was held against that is no proof against a half, and its delivery
+    /// says nothing of others.
     pub fn of_half(&self) -> Self {
         Self {
-            first_failure: self.first_failure.filter(|_| self.failing.is_some()),
+            first_failure: self.first_failure.filter(|_| self.suspected_failing.is_some()),
             last_refusal: self.last_refusal,
-            forbidden: self.forbidden.map(|_| Suspicion::new()),
+            suspected_forbidden: self.suspected_forbidden.map(|_| Suspicion::new()),
             acquittals: self.acquittals,
             ..Self::default()
         }
@@ -86,9 +89,9 @@ impl History {
         self.failures
     }
 
-    /// Whether it was answered 403. If these same records are delivered all the same, that was not because of them.
-    pub const fn was_refused(&self) -> bool {
-        self.refusals > 0
+    /// Whether its delivery shows that others may fail for no fault of theirs: so did these same records. One failure is nothing.
+    pub const fn acquits(&self) -> bool {
+        self.was_refused || self.failures >= 2
     }
 
     /// Whether it was answered 403 twice or more: it may be to blame even where anybody could have been refused.
@@ -105,30 +108,42 @@ impl History {
         if now - since < UNCONFIRMED_AFTER {
             return Blame::Everyone;
         }
+        self.acquit(evidence);
         // Between this failure and the one before, another was delivered: it is not an outage, not now.
         if !evidence.is_delivered_since(previous) {
             return Blame::Unclear;
         }
-        let is_proven = self.failing.get_or_insert_with(Suspicion::new).count();
-        if !is_single || is_proven { Blame::Parcel } else { Blame::Unclear }
+        self.suspected_failing.get_or_insert_with(Suspicion::new).again(is_single)
+    }
+
+    /// It was answered that the key or the address is wrong.
+    pub const fn refused(&mut self) -> Blame {
+        self.was_refused = true;
+        Blame::Everyone
     }
 
     /// It was answered 403, to a request that left when `sent` says. A suspect that is refused while nothing else is sent
     /// says nothing about the key: it starts no pause, and waits for evidence.
     pub fn forbidden(&mut self, evidence: &Evidence, sent: Instant, is_single: bool) -> Blame {
+        self.was_refused = true;
         self.refusals += 1;
         let previous = self.last_refusal.replace(Instant::now()).unwrap_or(sent);
         let others_are_delivered = evidence.is_delivered_since(previous);
-        let is_acquitted = |suspicion: &mut Suspicion| evidence.has_begun_anew_since(suspicion.counted);
-        if self.acquittals < ACQUITTALS && self.forbidden.take_if(is_acquitted).is_some() {
-            self.acquittals += 1;
-        }
-        if self.forbidden.is_none() && !others_are_delivered {
+        self.acquit(evidence);
+        if self.suspected_forbidden.is_none() && !others_are_delivered {
             return Blame::Everyone;
         }
-        let suspicion = self.forbidden.get_or_insert_with(Suspicion::new);
-        let is_alone = others_are_delivered && !evidence.is_paused;
-        let is_proven = is_alone && suspicion.count();
-        if is_proven || (is_alone && !is_single) { Blame::Parcel } else { Blame::Unclear }
+        let suspicion = self.suspected_forbidden.get_or_insert_with(Suspicion::new);
+        if others_are_delivered && !evidence.is_paused { suspicion.again(is_single) } else { Blame::Unclear }
+    }
+
+    /// Drops what is held against it, if that turned out to have been everybody's trouble.
+    fn acquit(&mut self, evidence: &Evidence) {
+        let is_acquitted = |suspicion: &mut Suspicion| evidence.has_begun_anew_since(suspicion.counted);
+        for suspicion in [&mut self.suspected_failing, &mut self.suspected_forbidden] {
+            if self.acquittals < ACQUITTALS && suspicion.take_if(is_acquitted).is_some() {
+                self.acquittals += 1;
+            }
+        }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Every test looks at the ledger (what would be billed), the dead letters, and what was sent.
 
+mod acquittal;
 mod forbidden;
 mod isolation;
 mod lines;

@@ -42,6 +42,7 @@ bugs=(
     suspicion_after_one_failure
     blame_after_one_403
     pause_for_a_replaced_key
+    no_acquittal
     no_tails_of_parents
     ended_before_settled
     child_before_its_parents
@@ -57,6 +58,7 @@ declare -A suites=(
     [blame_after_one_403]=answers::forbidden
     [pause_for_a_replaced_key]=answers::pause
     [suspicion_after_one_failure]=answers::isolation
+    [no_acquittal]=answers::acquittal
 )
 
 bug_checkpoint_on_submit() { # instead of on settle
@@ -139,6 +141,11 @@ bug_pause_for_a_replaced_key() {
     plant ingest-worker/src/submit.rs \
         'Decision::Pause if error.key_was_replaced => {' \
         'Decision::Pause if false => {'
+}
+bug_no_acquittal() { # what others meet too is held against a record
+    plant ingest-worker/src/submit.rs \
+        'shard.limiter.begin_anew();' \
+        ''
 }
 bug_no_tails_of_parents() { # a child begins with an empty window
     plant ingest-worker/src/lineage.rs \

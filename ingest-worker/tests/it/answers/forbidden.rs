@@ -122,28 +122,6 @@ async fn a_403_for_everyone_clears_a_record_that_was_suspected_before() {
     }
 }
 
-/// Access that comes and goes for minutes is everybody's trouble.
-#[tokio::test(start_paused = true)]
-async fn a_403_for_many_requests_of_some_minutes_dead_letters_nothing() {
-    let world = World::new(4);
-    let began = Instant::now();
-    let random = Mutex::new(fastrand::Rng::with_seed(7));
-    world.wire.script(move |sent| {
-        let is_lucky = random.lock().unwrap().u8(..10) < 5;
-        let is_refused = sent.at - began < 5 * MINUTE && !is_lucky;
-        (SECOND, if is_refused { Verdict::Answer(answer(403, &[], "Forbidden")) } else { Verdict::Pass })
-    });
-    let _worker = world.start_with(Options { batch_max_events: 1, ..Options::default() }).await;
-    for second in 0..420 {
-        world.put((0..4).map(|n| usage(&format!("tenant-{n}"), second * 4 + n))).await;
-        sleep(SECOND).await;
-    }
-    world.settle_within(10 * MINUTE).await;
-    let letters: Vec<_> = world.letters().await.into_iter().map(|letter| letter.detail).collect();
-    assert!(letters.is_empty(), "{letters:?}");
-    world.assert_billed_without_copies(1680);
-}
-
 /// Each makes a pause of its own, in which the only evidence against it comes late.
 #[tokio::test(start_paused = true)]
 async fn forbidden_records_between_few_others_are_found() {
@@ -201,6 +179,21 @@ async fn many_forbidden_records_of_one_shard_are_all_found() {
     world.assert_billed_without_copies(600);
     assert_dead(&world, 0..16).await;
     assert!(!worker.common.limiter.is_paused());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hundred_forbidden_records_of_one_batch_are_found_in_minutes() {
+    let world = World::new(2);
+    world.set_faults(poisoned(403));
+    let _worker = world.start().await;
+    let event = |n: u64| if n.is_multiple_of(10) { forbidden(n / 10) } else { usage("tenant-0", n) };
+    world.put((0..1000).map(event)).await;
+    for n in 1000..1600 {
+        world.put([usage(&format!("tenant-{}", n % 10), n)]).await;
+        sleep(SECOND).await;
+    }
+    assert_dead(&world, 0..100).await;
+    world.assert_billed_without_copies(900 + 600);
 }
 
 /// It cannot be told from a wrong key, until a part of a batch is delivered: whichever part is searched first.

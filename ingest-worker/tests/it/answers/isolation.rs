@@ -11,7 +11,7 @@ use serde_json::json;
 use shared::reason::Reason;
 use tokio::time::{Instant, sleep};
 
-use crate::harness::{MINUTE, Options, SECOND, Verdict, World, answer, usage};
+use crate::harness::{MINUTE, SECOND, Verdict, World, answer, usage};
 
 pub fn poisoned(status: u16) -> Faults {
     let poison = Poison { status, unique_id_prefixes: vec!["bad".to_owned()], ..Poison::default() };
@@ -212,34 +212,6 @@ async fn half_of_a_refused_batch_that_fails_shortly_is_not_given_up() {
     world.settle_within(10 * MINUTE).await;
     assert_eq!(world.letters().await.len(), 0);
     world.assert_billed_without_copies(182);
-}
-
-/// What has failed for the whole of an outage, and once more after it, is no culprit.
-#[tokio::test(start_paused = true)]
-async fn an_outage_of_half_an_hour_that_ends_unevenly_dead_letters_nothing() {
-    let world = World::new(2);
-    let began = Instant::now();
-    let failures_after = AtomicU32::new(0);
-    world.wire.script(move |sent| {
-        let is_over = sent.at - began > 31 * MINUTE;
-        let is_first = sent.records().iter().any(|record| record["uniqueId"] == "1");
-        let is_late = is_over && is_first && failures_after.fetch_add(1, Ordering::Relaxed) < 2;
-        let fails = !is_over || is_late;
-        (SECOND / 10, if fails { Verdict::Answer(answer(503, &[], "")) } else { Verdict::Pass })
-    });
-    let _worker = world.start_with(Options { batch_max_events: 1, ..Options::default() }).await;
-    for n in 0..8 {
-        world.put([usage(&format!("tenant-{n}"), n)]).await;
-    }
-    sleep(31 * MINUTE).await;
-    for n in 8..200 {
-        world.put([usage(&format!("tenant-{}", n % 8), n)]).await;
-        sleep(SECOND).await;
-    }
-    world.settle_within(5 * MINUTE).await;
-    assert!(world.wire.sent().iter().filter(|sent| sent.records()[0]["uniqueId"] == "1").count() > 2);
-    assert_eq!(world.letters().await.len(), 0);
-    world.assert_billed_without_copies(200);
 }
 
 /// A part that fails does not keep the other parts of its batch waiting.
