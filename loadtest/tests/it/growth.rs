@@ -60,7 +60,7 @@ async fn curves_of_the_local_stream_have_charts_and_tables_and_stay_when_others_
         has_points(&result, curve, 2);
     }
     for part in
-        ["![Cost by number of tenants](tenants.svg)", "(sink-latency.svg)", "(batch-size.svg)", "command  loadtest"]
+        ["![Cost by number of tenants](tenants.svg)", "(sink-latency.svg)", "(batch-size.svg)", "command  make growth ARGS="]
     {
         assert!(text.contains(part), "{part} in\n{text}");
     }
