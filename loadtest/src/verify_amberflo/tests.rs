@@ -254,13 +254,14 @@ async fn a_signal_cleans_up() {
     let run = run_at(&address, settings(), &cost);
     // When the probe that can end has ended, and the other has sent what stays behind.
     let (has_ended, seen) = (Arc::new(Notify::new()), sandbox.clone());
-    let ended = Arc::clone(&has_ended);
+    // The channel stays open: its end would be a second signal.
+    let (ended, signal) = (Arc::clone(&has_ended), signals.clone());
     tokio::spawn(async move {
         ended.notified().await;
         while !seen.records().iter().any(|record| record.customer_id.contains("repeat")) {
             sleep(Duration::from_millis(5)).await;
         }
-        signals.send("SIGINT").unwrap();
+        signal.send("SIGINT").unwrap();
     });
     let note = |outcome: &report::Outcome| {
         assert_eq!(outcome.id, "meter-id");

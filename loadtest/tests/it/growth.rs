@@ -59,9 +59,12 @@ async fn curves_of_the_local_stream_have_charts_and_tables_and_stay_when_others_
     for curve in ["tenants", "sink_latency", "batch_size"] {
         has_points(&result, curve, 2);
     }
-    for part in
-        ["![Cost by number of tenants](tenants.svg)", "(sink-latency.svg)", "(batch-size.svg)", "command  make growth ARGS="]
-    {
+    for part in [
+        "![Cost by number of tenants](tenants.svg)",
+        "(sink-latency.svg)",
+        "(batch-size.svg)",
+        "command  make growth ARGS=",
+    ] {
         assert!(text.contains(part), "{part} in\n{text}");
     }
     assert!(result["shards"].is_null() && !text.contains("## Plan"), "{text}");
